@@ -1,0 +1,68 @@
+"""The two small files between a caller and a stage: the call and the outcome, and what the exit code says."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import BY_NAME, MissingLibrary, MlError, SpecError, StageFailed
+from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.stages import Result, Spec, spec_class
+
+# sysexits.h: a caller that sees only the exit code still learns the verdict.
+EXIT_OK, EXIT_TERMINAL, EXIT_MISSING, EXIT_RETRYABLE = 0, 65, 69, 75
+
+
+def write_call(path: Path, spec: Spec, info: RunInfo) -> None:
+    """Write what a stage shall do. Secrets are not part of it."""
+    path.write_text(codec.canonical({"stage": spec.stage, "spec": spec, "info": info}), encoding="utf-8")
+
+
+def read_call(path: Path, stage: str) -> tuple[Spec, RunInfo]:
+    """Return spec and run of a call.
+
+    Raises:
+        SpecError: the file is not a call, or one for another stage.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"call file {path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or data.get("stage") != stage:
+        raise SpecError(f"call file {path} is not for stage {stage!r}")
+    return codec.decode(spec_class(stage), data["spec"], "spec"), codec.decode(RunInfo, data["info"], "info")
+
+
+def outcome_of_result(result: Result) -> dict[str, Any]:
+    """Return the outcome of a stage that worked (a refusal is a result, too)."""
+    return {"result": codec.encode(result)}
+
+
+def outcome_of_error(error: BaseException) -> dict[str, Any]:
+    """Return the outcome of a stage that raised."""
+    kind = type(error).__name__ if isinstance(error, MlError) else StageFailed.__name__
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    message = str(error) if isinstance(error, MlError) else f"{type(error).__name__}: {error}"
+    return {"error": {"type": kind, "message": message, "traceback": trace}}
+
+
+def exit_code(outcome: dict[str, Any]) -> int:
+    """Return the exit code that goes with an outcome."""
+    if "error" not in outcome:
+        return EXIT_OK
+    kind = BY_NAME.get(outcome["error"]["type"], StageFailed)
+    if kind is MissingLibrary:
+        return EXIT_MISSING
+    return EXIT_TERMINAL if kind.verdict == "terminal" else EXIT_RETRYABLE
+
+
+def open_outcome(outcome: dict[str, Any], spec: Spec) -> Result:
+    """Return the result in an outcome, or raise the stage's error."""
+    if "error" in outcome:
+        body = outcome["error"]
+        kind = BY_NAME.get(body["type"], StageFailed)
+        raise kind(f"{body['message']}\n{body['traceback']}" if kind is StageFailed else body["message"])
+    return codec.decode(spec.result, outcome["result"], "result")
