@@ -13,6 +13,7 @@ TRAVELS = (
     "codec.py",
     "exceptions.py",
     "intervals.py",
+    "models.py",
     "provenance.py",
     "refs.py",
     "registry.py",

@@ -101,7 +101,7 @@ def run(spec: Spec, info: RunInfo) -> Result:
 
 
 def check_libraries(spec: Spec) -> None:
-    """Raise `MissingLibrary` when this Python lacks what `spec` needs; a library that is there but broken shows itself."""
+    """Raise `MissingLibrary` when this Python lacks what `spec` needs; a broken library is left to show itself."""
     import sys
     from importlib.util import find_spec
 

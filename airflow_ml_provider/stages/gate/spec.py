@@ -1,0 +1,127 @@
+"""What the gate is asked and what it answers; the policy is a file in the user's repository."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Optional
+
+from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.refs import DatasetRef, ModelRef, ReportRef
+from airflow_ml_provider.stages import Result, Spec
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Bounds of one metric. Give `at_least` or `at_most`, whichever is the metric's bad side, or both.
+
+    Attributes:
+        at_least: lowest value that passes.
+        at_most: highest value that passes.
+        use_bound: judge the interval's bound on the bad side instead of the point estimate.
+    """
+
+    at_least: Optional[float] = None
+    at_most: Optional[float] = None
+    use_bound: bool = False
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most is None:
+            raise invalid("threshold", None, "given as at_least or at_most")
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Challenger against champion on the same rows, by a paired bootstrap.
+
+    Attributes:
+        metric: metric to compare; its direction is known.
+        min_gain: the gain must be at least this (may be negative: how much worse is tolerable).
+        confidence: of the interval of the gain; its lower bound is what is compared.
+        resamples: bootstrap resamples.
+    """
+
+    metric: str = "auc"
+    min_gain: float = 0.0
+    confidence: float = 0.95
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class GatePolicy:
+    """What a model must fulfil. A criterion that is not given is not checked, and the evidence says so.
+
+    Attributes:
+        metrics: metric to its bounds on the whole test set.
+        min_rows: fewest test rows.
+        worst_slice: bounds on the metric of the worst judged slice, by metric.
+        challenge: challenger against champion; passes with a note when there is no champion yet.
+        min_quality: lowest `overall` quality score of the batches that the training set was made from.
+        parity: the ONNX parity report must have passed.
+        lineage: data, code, environment and reason must all be recorded.
+        approvals: how many people must have approved.
+    """
+
+    metrics: Mapping[str, Threshold] = field(default_factory=dict)
+    min_rows: int = 0
+    worst_slice: Mapping[str, Threshold] = field(default_factory=dict)
+    challenge: Optional[Challenge] = None
+    min_quality: Optional[float] = None
+    parity: bool = True
+    lineage: bool = True
+    approvals: int = 0
+
+
+@dataclass(frozen=True)
+class GateResult(Result):
+    """The decision.
+
+    Attributes:
+        passed: whether the model may go on.
+        evidence: the content-addressed record.
+        model: the model that was judged.
+        failed: names of the criteria that were not met.
+    """
+
+    passed: bool = False
+    evidence: Optional[ReportRef] = None
+    model: Optional[ModelRef] = None
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateSpec(Spec):
+    """Judge one registered version by a policy and write the evidence.
+
+    Attributes:
+        model: the registered version.
+        evaluation: its evaluation report.
+        policy: YAML or JSON file with a `GatePolicy`.
+        output: root folder for evidence.
+        test: the locked test set, for the challenge.
+        label: column with 0 or 1.
+        parity: the parity report.
+        quality: root folder of the validate stage's reports (quality series), or none.
+        alias: alias of the champion.
+        approved_by: people who approved.
+    """
+
+    stage: ClassVar[str] = "gate"
+    entry: ClassVar[str] = "airflow_ml_provider.stages.gate.mlflow:run"
+    result: ClassVar[type[Result]] = GateResult
+    model: ModelRef
+    evaluation: ReportRef
+    policy: str
+    output: str
+    test: Optional[DatasetRef] = None
+    label: str = "label"
+    parity: Optional[ReportRef] = None
+    quality: tuple[str, ...] = ()
+    alias: str = "champion"
+    approved_by: tuple[str, ...] = ()
+
+    def requires(self) -> dict[str, str]:
+        return {
+            "mlflow": "mlflow-skinny", "numpy": "numpy", "pyarrow": "pyarrow", "onnxruntime": "onnxruntime",
+            "yaml": "PyYAML",
+        }  # fmt: skip

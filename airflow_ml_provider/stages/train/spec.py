@@ -1,0 +1,128 @@
+"""What the train stage is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Optional
+
+from airflow_ml_provider.exceptions import SpecError, invalid
+from airflow_ml_provider.refs import DatasetRef, ModelRef
+from airflow_ml_provider.stages import Result, Spec
+
+Engine = Literal["lightgbm", "sklearn", "torch", "function"]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A user's training function, carried as source so that any runtime can run it.
+
+    Attributes:
+        name: name of the function in `source`.
+        source: the function's source, decorators removed; imports belong inside it.
+        kwargs: further arguments, JSON types only.
+    """
+
+    name: str
+    source: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes train together, by torchrun with the gloo back end on CPUs and NCCL on GPUs.
+
+    Attributes:
+        processes: local processes; 1 trains in the stage's own process.
+        max_restarts: how often torchrun starts all ranks again after one of them fails, resuming from the snapshot.
+        snapshot_every: steps between snapshots; 0 writes one at the end of every epoch.
+        keep: how many snapshots are kept.
+    """
+
+    processes: int = 1
+    max_restarts: int = 0
+    snapshot_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise invalid("processes", self.processes, "at least 1")
+        if self.keep < 1:
+            raise invalid("keep", self.keep, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainResult(Result):
+    """The trained model.
+
+    Attributes:
+        model: the model package (see `airflow_ml_provider.models`), not registered yet.
+        resumed_from: step of the snapshot that training went on from; none when it started afresh.
+    """
+
+    model: Optional[ModelRef] = None
+    resumed_from: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class TrainSpec(Spec):
+    """Fit one binary classifier and package it, reproducibly and resumably.
+
+    Attributes:
+        name: name of the model; per segment its values are appended: `flight_delay_ewr`.
+        dataset: training rows.
+        output: root folder for packages and snapshots.
+        label: column with 0 or 1.
+        timestamp: column with the time of a row; the newest rows are the validation rows.
+        features: columns to learn from; empty takes all but `exclude`, label and timestamp. Text columns are
+            categorical.
+        exclude: columns that identify rows and are never learnt from.
+        engine: `lightgbm`, `sklearn` (logistic regression or `params.estimator`), `torch` (a network for tables),
+            `function` (the user's).
+        params: settings of the engine.
+        segment: column values that this model is for; rows that differ are left out.
+        function: the user's function, for engine `function`.
+        launch: processes and snapshots, for engines `torch` and `function`.
+        validation: share of the newest training rows that is used for early stopping and calibration.
+        seed: seed of everything random.
+        experiment: MLflow experiment; none trains without tracking.
+    """
+
+    stage: ClassVar[str] = "train"
+    entry: ClassVar[str] = "airflow_ml_provider.stages.train.engines:run"
+    result: ClassVar[type[Result]] = TrainResult
+    name: str
+    dataset: DatasetRef
+    output: str
+    label: str = "label"
+    timestamp: str = "event_timestamp"
+    features: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    engine: Engine = "lightgbm"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    segment: Mapping[str, str] = field(default_factory=dict)
+    function: Optional[Function] = None
+    launch: Launch = field(default_factory=Launch)
+    validation: float = 0.15
+    seed: int = 0
+    experiment: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise invalid("validation", self.validation, "in (0, 1)", "give a fraction, not percent")
+        if (self.engine == "function") != (self.function is not None):
+            raise SpecError("engine 'function' and the argument function go together; use @task.train")
+        if self.launch.processes > 1 and self.engine not in ("torch", "function"):
+            raise invalid("launch.processes", self.launch.processes, f"1 for engine {self.engine!r}")
+
+    def requires(self) -> dict[str, str]:
+        needs = {"pyarrow": "pyarrow", "duckdb": "duckdb", "onnx": "onnx", "onnxruntime": "onnxruntime"}
+        if self.engine == "lightgbm":
+            needs.update({"lightgbm": "lightgbm", "onnxmltools": "onnxmltools"})
+        elif self.engine == "sklearn":
+            needs.update({"sklearn": "scikit-learn", "skops": "skops", "skl2onnx": "skl2onnx"})
+        elif self.engine == "torch":
+            needs.update({"torch": "torch", "safetensors": "safetensors"})
+        if self.experiment:
+            needs["mlflow"] = "mlflow-skinny"
+        return needs
