@@ -21,12 +21,15 @@ class Source:
         root: root folder of the table, or one Parquet file.
         key: columns that identify a row; of several versions of a row the newest known one counts.
         version: column that orders the versions.
+        corrected_at: timestamp column that says when a corrected version of a row became known, null for the first
+            version; before that moment the earlier version counts.
         known_at: column to the timestamp column that says when its value became known (see ingest's `Column`).
     """
 
     root: str
     key: tuple[str, ...] = ()
     version: Optional[str] = None
+    corrected_at: Optional[str] = None
     known_at: Mapping[str, str] = field(default_factory=dict)
 
 

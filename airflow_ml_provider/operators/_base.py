@@ -1,0 +1,135 @@
+"""The one way in which every stage operator works: spec, runtime, result, publish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.sdk import Asset, BaseOperator
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import MlError, invalid
+from airflow_ml_provider.intervals import Grain, Interval
+from airflow_ml_provider.links import DataDocsLink, EvidenceLink, MlflowLink
+from airflow_ml_provider.operators._context import resolve_interval, run_info
+from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.runtime import Runtime, resolve
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_ml_provider.stages import Result, Spec
+
+OnRefusal = Literal["fail", "skip"]
+
+
+class StageOperator(BaseOperator):
+    """Base of the operators of all stages; a subclass only says how its arguments become a spec.
+
+    Parameters:
+        runtime: where the stage runs: none is in the task's process; a text is the path of another Python; see
+            `airflow_ml_provider.runtime`.
+        interval: the window of data, as `START/END`, a partition key or an `Interval`; by default that of the run.
+        grain: length of the window in runs that have no data interval and no partition key.
+        mlflow_conn_id: connection to MLflow for the stages that use it; none takes the stage's own environment
+            variables (`MLFLOW_TRACKING_URI`).
+        on_refusal: what a refusal does to the task once its report is published: `fail` it (no retries) or `skip` it.
+    """
+
+    template_fields: Sequence[str] = ("interval", "mlflow_conn_id")
+    operator_extra_links = (MlflowLink(), DataDocsLink(), EvidenceLink())
+    ui_color = "#dbe9f6"
+    refusals: ClassVar[tuple[str, ...]] = ("fail", "skip")
+    uses_mlflow: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime | str | None = None,
+        interval: Interval | Mapping[str, Any] | str | None = None,
+        grain: Grain = "day",
+        mlflow_conn_id: str | None = "mlflow_default",
+        on_refusal: str = "fail",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if on_refusal not in self.refusals:
+            raise invalid("on_refusal", on_refusal, f"one of {', '.join(self.refusals)}")
+        self.runtime = runtime
+        self.interval = interval
+        self.grain = grain
+        self.mlflow_conn_id = mlflow_conn_id
+        self.on_refusal = on_refusal
+        self.info: RunInfo | None = None
+        self.result: Result | None = None
+        self._active = resolve(runtime)
+
+    def build_spec(self, interval: Interval, context: Context) -> Spec:
+        """Return the spec of this task for an interval; the operator's fields are rendered by now."""
+        raise TypeError(f"{type(self).__name__} must define build_spec")
+
+    def execute(self, context: Context) -> Any:
+        interval = resolve_interval(context, self.grain, self.interval)
+        self.info = run_info(context, interval)
+        try:
+            spec = self.build_spec(interval, context)
+            self.result = self._active.call(spec, self.info, self.environment())
+        except MlError as error:
+            if error.verdict == "terminal":
+                raise AirflowFailException(str(error)) from error
+            raise
+        self.publish(context, self.result, interval)
+        return self.conclude(context, self.result)
+
+    def environment(self) -> dict[str, str]:
+        """Return the connection settings for the stage's process; they go nowhere else."""
+        if not self.uses_mlflow or not self.mlflow_conn_id:
+            return {}
+        from airflow_ml_provider.hooks.mlflow import MlflowHook
+
+        return MlflowHook(self.mlflow_conn_id).environment()
+
+    def publish(self, context: Context, result: Result, interval: Interval) -> None:
+        """Log what happened and give the asset events of the outlets the interval and the outputs' digests."""
+        level = self.log.warning if result.status != "ok" else self.log.info
+        level("%s: %s %s", self.task_id, result.status, result.reason)
+        for ref in result.outputs:
+            self.log.info("wrote %s %s", ref.uri, ref.digest)
+        extra = {
+            "interval_start": interval.start.isoformat(),
+            "interval_end": interval.end.isoformat(),
+            "partition": interval.key,
+            "digests": {ref.name: ref.digest for ref in result.outputs},
+        }
+        for outlet in self.outlets or ():
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(extra)
+
+    def conclude(self, context: Context, result: Result) -> Any:
+        """Return the XCom value, or push it and skip or fail the task."""
+        value = summary(result)
+        if result.status == "ok":
+            return value
+        context["ti"].xcom_push(key="return_value", value=value)
+        if result.status == "skipped" or self.on_refusal == "skip":
+            raise AirflowSkipException(result.reason)
+        raise AirflowFailException(f"{self.task_id} refused: {result.reason}")
+
+    def on_kill(self) -> None:
+        self._active.cancel()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the inputs, outputs and facets of the run; OpenLineage's listener calls this, after failures too."""
+        from airflow_ml_provider.operators._lineage import operator_lineage
+
+        return operator_lineage(self.result, self.info)
+
+    get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Return a result as it goes into XCom: plain JSON, refs and small numbers, no facets."""
+    body: dict[str, Any] = codec.encode(result)
+    body.pop("facets")
+    return body
