@@ -150,6 +150,9 @@ def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
         kinds = {getattr(a, "kind", None): a for a in options}
         if data["kind"] in kinds:
             return _decode(kinds[data["kind"]], data, where)
+    classes = [a for a in options if dataclasses.is_dataclass(a)]
+    if isinstance(data, Mapping) and len(classes) == 1:
+        return _decode(classes[0], data, where)  # its own error says more than "none of these"
     errors = []
     for option in options:
         try:

@@ -95,11 +95,15 @@ R = TypeVar("R", DatasetRef, ModelRef, ReportRef)
 def as_ref(cls: type[R], value: Any, what: str) -> R:
     """Return `value`, a ref or its XCom form, as a `cls`.
 
+    A mapping that is no ref itself but has a field `what`, such as the whole result of a stage, gives that field.
+
     Raises:
-        SpecError: it is neither; `what` names the parameter.
+        SpecError: it is none of these; `what` names the parameter.
     """
     if isinstance(value, cls):
         return value
+    if isinstance(value, Mapping) and "kind" not in value and what in value:
+        return as_ref(cls, value[what], what)
     if isinstance(value, Mapping):
         return codec.decode(cls, value, what)
     raise invalid(what, value, f"a {cls.__name__} or its XCom form", 'pass `upstream.output["…"]` or the ref itself')

@@ -107,8 +107,14 @@ class StageOperator(BaseOperator):
                 context["outlet_events"][outlet].extra.update(extra)
 
     def conclude(self, context: Context, result: Result) -> Any:
-        """Return the XCom value, or push it and skip or fail the task."""
+        """Return the XCom value, or push it and skip or fail the task.
+
+        Each ref also gets a key of its own, so that `ingest.output["dataset"]` works.
+        """
         value = summary(result)
+        for name, item in value.items():
+            if isinstance(item, Mapping) and item.get("kind"):
+                context["ti"].xcom_push(key=name, value=item)
         if result.status == "ok":
             return value
         context["ti"].xcom_push(key="return_value", value=value)
