@@ -29,8 +29,9 @@ _PUBLIC = {
     "RollbackOperator": "operators.promote",
     "ScoreOperator": "operators.score",
     "MonitorOperator": "operators.monitor",
-    "pipeline_dags": "templates",
     "training_dag": "templates",
+    "load_config": "templates",
+    "rollback_dag": "templates",
     "scoring_dag": "templates",
 }
 

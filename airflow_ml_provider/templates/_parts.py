@@ -1,0 +1,74 @@
+"""What the DAGs of a pipeline have in common."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Asset
+
+from airflow_ml_provider.templates.config import PipelineConfig, Schedule
+
+
+def retrain_asset(config: PipelineConfig) -> Asset:
+    """Return the asset that the monitor updates when training shall start again."""
+    return asset(f"{config.name}.retrain")
+
+
+def asset(name: str) -> Asset:
+    """Return the asset of a name."""
+    return Asset(name=name, uri=f"x-airflow-ml://{name.replace('.', '/')}")
+
+
+def timetable(schedule: Schedule) -> Any:
+    """Return a timetable whose runs have real windows (Airflow's plain cron schedules have empty ones)."""
+    from airflow.sdk import CronDataIntervalTimetable
+
+    return CronDataIntervalTimetable(schedule.cron, timezone="UTC")
+
+
+def default_args(config: PipelineConfig) -> dict[str, Any]:
+    """Return the arguments of every task: retries with growing, jittered waits, and a timeout."""
+    operations = config.operations
+    return {
+        "owner": operations.owner,
+        "retries": operations.retries,
+        "retry_delay": timedelta(seconds=operations.retry_delay_s),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(seconds=operations.max_retry_delay_s),
+        "execution_timeout": timedelta(seconds=operations.timeout_s),
+    }
+
+
+def dag_arguments(config: PipelineConfig, schedule: Schedule | None, kind: str) -> dict[str, Any]:
+    """Return the arguments of a DAG that follow from the configuration."""
+    body: dict[str, Any] = {
+        "description": f"{config.description or config.name}: {kind}",
+        "default_args": default_args(config),
+        "tags": ["ml", config.name, kind, *config.operations.tags],
+        "catchup": bool(schedule and schedule.catchup),
+        "max_active_runs": schedule.max_active_runs if schedule else 1,
+    }
+    if schedule:
+        body.update(start_date=schedule.start, end_date=schedule.end)
+    return body
+
+
+def stage_arguments(config: PipelineConfig, stage: str) -> dict[str, Any]:
+    """Return the arguments that every stage operator of the pipeline takes."""
+    return {
+        "runtime": config.operations.python(stage) or None,
+        "grain": config.grain,
+        "mlflow_conn_id": config.operations.mlflow_conn_id,
+    }
+
+
+def interval_params() -> dict[str, Any]:
+    """Return the run parameters that set the window of a manual run."""
+    from airflow.sdk import Param
+
+    text = {"type": ["null", "string"], "format": "date-time"}
+    return {
+        "interval_start": Param(None, **text, description="Start of the window; empty takes the run's own."),
+        "interval_end": Param(None, **text, description="End of the window, not included."),
+    }

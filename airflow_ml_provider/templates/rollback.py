@@ -1,0 +1,38 @@
+"""The DAG behind one button: give the alias back to the last healthy champion."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.sdk import DAG, Param
+
+from airflow_ml_provider.operators.promote import RollbackOperator
+from airflow_ml_provider.templates._parts import dag_arguments, stage_arguments
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.templates.config import PipelineConfig
+
+
+def rollback_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
+    """Return the rollback DAG of a pipeline, for runs by hand; by default it is called `NAME_rollback`."""
+    with DAG(
+        dag_id or f"{config.name}_rollback",
+        schedule=None,
+        params={
+            "model": Param(config.models[0], enum=list(config.models), description="Which model to roll back."),
+            "reason": Param("", type="string", description="Why; it is written to the journal."),
+            "to": Param(
+                None, type=["null", "string"], description="Version to go back to; empty takes the last healthy one."
+            ),
+        },
+        doc_md="Moves the champion alias of one model back to its last healthy holder and writes it to the journal.",
+        **dag_arguments(config, None, "rollback"),
+    ) as dag:
+        RollbackOperator(
+            task_id="rollback",
+            name="{{ params.model }}",
+            reason="{{ params.reason }}",
+            to="{{ params.to or '' }}",
+            **stage_arguments(config, "rollback"),
+        )
+    return dag
