@@ -1,0 +1,91 @@
+"""How a tracking server is reached, and its errors in this package's words."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Optional
+
+from airflow_ml_provider.exceptions import Conflict, DataError, MissingLibrary, MlError, SpecError, Unavailable
+
+# A task that waits for a dead server holds a worker: MLflow's own defaults add up to more than ten minutes.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def environment(env: Mapping[str, str]) -> Iterator[None]:
+    """Have MLflow see `env` for the time of a call; it reads addresses and credentials from nowhere else.
+
+    Calls with an environment of their own take turns, so that no thread works with another one's credentials.
+    """
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    if not env:
+        yield
+        return
+    with _lock:
+        before: dict[str, Optional[str]] = {name: os.environ.get(name) for name in env}
+        os.environ.update(env)
+        try:
+            yield
+        finally:
+            for name, old in before.items():
+                if old is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = old
+
+
+@contextmanager
+def errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises into this package's errors, which say whether trying again can help."""
+    try:
+        import requests
+        from mlflow.exceptions import MlflowException
+    except ModuleNotFoundError as error:
+        raise MissingLibrary(f"the model registry needs MLflow; run: pip install 'mlflow-skinny' ({error})") from error
+    try:
+        yield
+    except MlError:
+        raise
+    except MlflowException as error:
+        raise translated(error, uri) from error
+    except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
+        raise Unavailable(f"MLflow at {shown(uri)} did not answer: {error}") from error
+
+
+def translated(error: Any, uri: str) -> MlError:
+    """Return this package's error for one of MLflow's."""
+    status, text = error.get_http_status_code(), str(error)
+    if error.error_code in ABSENT:
+        return DataError(f"MLflow at {shown(uri)}: {text}")
+    if status in (401, 403):
+        return SpecError(
+            f"MLflow at {shown(uri)} refused the credentials: {text}; mend login and password of the connection"
+        )
+    if status == 409:
+        return Conflict(f"MLflow at {shown(uri)}: {text}")
+    if status >= 500 or status in (408, 429):
+        return Unavailable(f"MLflow at {shown(uri)} did not answer: {text}")
+    return SpecError(f"MLflow at {shown(uri)} refused the request: {text}")
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether one of MLflow's errors only says that there is no such thing."""
+    return getattr(error, "error_code", None) in ABSENT
+
+
+def shown(uri: str) -> str:
+    """Return an address without the credentials that it may carry."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri

@@ -1,0 +1,126 @@
+"""The journal of an alias: who held it for data of which time, as a chain of entries. Pure.
+
+An entry carries the digest of the entry before it, so that one that was removed or altered later shows. Entries are
+never changed; what was decided wrongly is answered by a further entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal, Optional
+
+from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import IntegrityError, SpecError
+
+Action = Literal["promote", "rollback"]
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One move of an alias.
+
+    Attributes:
+        seq: position in the journal, from 1.
+        action: what moved it.
+        version: the version that holds the alias from here on.
+        model: digest of that version.
+        effective_from: data from this moment on is scored by it.
+        recorded_at: when the entry was written.
+        previous: version that held the alias before; none for the first.
+        evidence: digest of the evidence that the move stands on.
+        reason: why.
+        dag_id: the workflow that moved it.
+        run_id: its run.
+        identity: equal for all tries of one task; one task writes at most one entry.
+        prev: digest of the entry before; empty for the first.
+    """
+
+    seq: int
+    action: Action
+    version: str
+    model: str
+    effective_from: datetime
+    recorded_at: datetime
+    previous: Optional[str] = None
+    evidence: str = ""
+    reason: str = ""
+    dag_id: str = ""
+    run_id: str = ""
+    identity: str = ""
+    prev: str = ""
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the entry, the digest of the one before it included."""
+        return codec.digest(self)
+
+
+def parse(texts: Mapping[str, str], where: str) -> tuple[JournalEntry, ...]:
+    """Return the entries in `texts` (sequence number to JSON text) in order.
+
+    Raises:
+        IntegrityError: one of them is not an entry.
+    """
+    import json
+
+    entries = []
+    for key in sorted(texts):
+        try:
+            entry = codec.decode(JournalEntry, json.loads(texts[key]), f"{where} entry {key}")
+        except (ValueError, SpecError) as error:
+            raise IntegrityError(f"journal of {where}: entry {key} cannot be read, it was changed: {error}") from error
+        entries.append(entry)
+    return tuple(entries)
+
+
+def faults(entries: Sequence[JournalEntry]) -> list[str]:
+    """Return what is wrong with the chain; nothing is wrong when the list is empty."""
+    found, before = [], ""
+    for position, entry in enumerate(entries, start=1):
+        if entry.seq != position:
+            found.append(f"entry {position} is missing: the next one there is has number {entry.seq}")
+            return found
+        if entry.prev != before:
+            found.append(
+                f"entry {position} names {entry.prev or 'none'} as the digest of the entry before it, "
+                f"which is {before or 'none'}: entry {max(position - 1, 1)} was altered or replaced"
+            )
+        before = entry.digest
+    return found
+
+
+def held(entries: Iterable[JournalEntry], at: datetime) -> Optional[JournalEntry]:
+    """Return the entry that rules data of the moment `at`: the last with `effective_from` not after it."""
+    ruling = [entry for entry in entries if entry.effective_from <= at]
+    return ruling[-1] if ruling else None
+
+
+def rolled_back(entries: Iterable[JournalEntry]) -> set[str]:
+    """Return the versions that were rolled back from and have not been brought back since."""
+    bad: set[str] = set()
+    for entry in entries:
+        if entry.action == "rollback" and entry.previous:
+            bad.add(entry.previous)
+        bad.discard(entry.version)
+    return bad
+
+
+def last_healthy(entries: Sequence[JournalEntry]) -> Optional[JournalEntry]:
+    """Return the newest entry whose version neither holds the alias now nor was rolled back from."""
+    if not entries:
+        return None
+    current, bad = entries[-1].version, rolled_back(entries)
+    healthy = [entry for entry in entries if entry.version != current and entry.version not in bad]
+    return healthy[-1] if healthy else None
+
+
+def of_run(entries: Iterable[JournalEntry], identity: str) -> Optional[JournalEntry]:
+    """Return the entry that the task of `identity` wrote, if it wrote one."""
+    return next((entry for entry in entries if identity and entry.identity == identity), None)
+
+
+def chained(entries: Sequence[JournalEntry], entry: JournalEntry) -> JournalEntry:
+    """Return `entry` as the next one after `entries`."""
+    return replace(entry, seq=len(entries) + 1, prev=entries[-1].digest if entries else "")

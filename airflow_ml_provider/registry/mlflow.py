@@ -1,0 +1,455 @@
+"""The registry on MLflow: versions with aliases and tags, no stages, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Optional
+
+from airflow_ml_provider import codec, models, tables
+from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, SpecError, invalid
+from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.registry import _server, journal
+from airflow_ml_provider.registry.journal import Action, JournalEntry
+from airflow_ml_provider.registry.ledger import Ledger
+
+TAG = "airflow_ml."
+IDENTITY = TAG + "identity"
+EVIDENCE = TAG + "evidence."
+EXPERIMENT = "airflow_ml"
+SAFE_SUFFIXES = (".json", ".onnx", ".parquet", ".safetensors", ".skops", ".txt", ".html")
+MLMODEL = "MLmodel"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*\Z")
+
+
+class Registry:
+    """Models, their versions, who holds which alias, and on what evidence.
+
+    Every method raises `Unavailable` when the server does not answer (trying again may help) and `SpecError` when it
+    refuses the credentials.
+
+    Parameters:
+        uri: tracking URI; `sqlite:///…` works without a server.
+        ui_url: address of MLflow's pages for humans; by default the tracking URI, if that is one.
+        env: further `MLFLOW_*` variables (credentials) that only the calls of this object see.
+    """
+
+    def __init__(self, uri: str, *, ui_url: str = "", env: Optional[Mapping[str, str]] = None) -> None:
+        self.uri = uri
+        self.ui_url = (ui_url or (uri if uri.startswith(("http://", "https://")) else "")).rstrip("/")
+        self._env = dict(env or {})
+        self._cached: Any = None
+
+    @classmethod
+    def from_env(cls, env: Optional[Mapping[str, str]] = None) -> Registry:
+        """Return the registry that `MLFLOW_TRACKING_URI` names, in `env` or in the process's environment.
+
+        Raises:
+            SpecError: the variable is not set.
+        """
+        found = {**os.environ, **(env or {})}
+        uri = found.get("MLFLOW_TRACKING_URI", "")
+        if not uri:
+            raise SpecError(
+                "MLFLOW_TRACKING_URI is not set: no model registry is known; set the operator's mlflow_conn_id to a "
+                "connection of type mlflow (default mlflow_default), or the variable in the stage's environment"
+            )
+        return cls(uri, ui_url=found.get("MLFLOW_UI_URL", ""), env=env)
+
+    def models(self) -> list[str]:
+        """Return the names that this package has registered, sorted."""
+        with self._client() as client:
+            found = _pages(lambda token: client.search_registered_models(max_results=100, page_token=token))
+        return sorted(model.name for model in found if model.tags.get(f"{TAG}managed"))
+
+    def versions(self, name: str) -> list[ModelRef]:
+        """Return the versions of a model, oldest first; those that this package did not register are left out."""
+        return [_as_ref(version) for version in self._versions(name) if f"{TAG}digest" in version.tags]
+
+    def get(self, name: str, version: str) -> ModelRef:
+        """Return one version.
+
+        Raises:
+            DataError: there is none, or this package did not register it.
+        """
+        with self._client() as client:
+            return _as_ref(client.get_model_version(_name(name), version))
+
+    def alias(self, name: str, alias: str) -> Optional[str]:
+        """Return the version that an alias points to now; none when there is no such model or alias."""
+        from mlflow.exceptions import MlflowException
+
+        with self._client() as client:
+            try:
+                version = client.get_registered_model(_name(name)).aliases.get(alias)
+            except MlflowException as error:
+                if _server.is_absent(error):
+                    return None
+                raise
+        return None if version is None else str(version)
+
+    def holder(
+        self, name: str, alias: str, at: Optional[datetime] = None, *, apart_from: str = ""
+    ) -> Optional[ModelRef]:
+        """Return who holds an alias: now, by the alias itself, or for data of the moment `at`, by the journal.
+
+        Parameters:
+            apart_from: entries of the journal that this run wrote (`DAG_ID/RUN_ID`) do not count.
+
+        Raises:
+            IntegrityError: the journal was altered, or names another model than the version is.
+        """
+        if at is None:
+            version = self.alias(name, alias)
+            return None if version is None else self.get(name, version)
+        entries = [e for e in self.journal(name, alias) if f"{e.dag_id}/{e.run_id}" != apart_from]
+        entry = journal.held(entries, at)
+        return None if entry is None else self.held_by(name, entry)
+
+    def held_by(self, name: str, entry: JournalEntry) -> ModelRef:
+        """Return the version that an entry of the journal names.
+
+        Raises:
+            IntegrityError: the version is not the model that the entry was written about.
+        """
+        ref = self.get(name, entry.version)
+        if ref.digest != entry.model:
+            raise IntegrityError(
+                f"model {name!r} version {entry.version} has digest {ref.digest}, the journal's entry {entry.seq} is "
+                f"about {entry.model}: its tags were changed"
+            )
+        return ref
+
+    def journal(self, name: str, alias: str = "champion") -> tuple[JournalEntry, ...]:
+        """Return the moves of an alias, oldest first.
+
+        Raises:
+            IntegrityError: an entry was removed or altered; `verify_journal` says what without raising.
+        """
+        with self._client() as client:
+            return Ledger(client, _name(name), alias).read()
+
+    def verify_journal(self, name: str, alias: str = "champion") -> list[str]:
+        """Return what is wrong with a journal; nothing is when the list is empty."""
+        with self._client() as client:
+            found = Ledger(client, _name(name), alias).faults()
+        if not found and (entries := self.journal(name, alias)) and self.alias(name, alias) != entries[-1].version:
+            found.append(
+                f"the alias points to version {self.alias(name, alias)}, the journal's last entry to "
+                f"{entries[-1].version}: a move was not completed, or the alias was moved by hand"
+            )
+        return found
+
+    def register(
+        self, name: str, folder: Path, ref: ModelRef, tags: Mapping[str, str], alias: str, *, description: str = ""
+    ) -> ModelRef:
+        """Upload a package and make a version of it; the same task with the same model gets the version it made before.
+
+        A version appears in one step, when everything is uploaded, so a killed task leaves none or a complete one.
+
+        Parameters:
+            tags: tags of the version; `airflow_ml.identity` says which task it is.
+            alias: given to the version, unless a newer version has it.
+        """
+        models.verify(folder, ref)
+        identity = tags.get(IDENTITY, "")
+        with self._client() as client:
+            found = self._registered(name, ref.digest, identity)
+            if not found:
+                _make_model(client, _name(name))
+                run_id = ref.run_id or self._own_run(client, name, ref.digest, identity)
+                path = f"model-{_hex(ref.digest)[:12]}"
+                source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
+                for file in uploads(folder):
+                    client.log_artifact(run_id, str(file), path)
+                body = {**tags, **_tags_of(ref, folder), f"{TAG}artifact_path": path}
+                client.create_model_version(name, source, run_id, tags=body, description=description)
+                found = self._registered(name, ref.digest, identity)
+            # The client repeats a request that timed out, and the server may have done it twice.
+            for double in found[1:]:
+                client.delete_model_version(name, double.version)
+            version = found[0]
+            holder = self.alias(name, alias)
+            if holder is None or int(holder) < int(version.version):
+                client.set_registered_model_alias(name, alias, version.version)
+        return _as_ref(version)
+
+    def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with self._client() as client:
+            for key, value in tags.items():
+                client.set_model_version_tag(_name(name), version, key, value)
+
+    def tags(self, name: str, version: str) -> dict[str, str]:
+        """Return the tags of a version."""
+        with self._client() as client:
+            return dict(client.get_model_version(_name(name), version).tags)
+
+    def move(
+        self, name: str, alias: str, to: ModelRef, *, action: Action, info: RunInfo, effective_from: datetime,
+        expected: Optional[str], reason: str = "", evidence: str = "",
+    ) -> JournalEntry:  # fmt: skip
+        """Write an entry into the journal, then move the alias; return the entry.
+
+        A task writes one entry: when it is killed between the two steps its next try completes them.
+
+        Parameters:
+            expected: version that held the alias when the move was decided.
+
+        Raises:
+            Conflict: another task moves the alias, or has moved it since the decision.
+        """
+        if to.version is None:
+            raise invalid("model", to.name, "a registered version", "register it first")
+        with self._client() as client:
+            ledger = Ledger(client, _name(name), alias)
+            with ledger.claim(info.identity):
+                entries = ledger.read()
+                entry = journal.of_run(entries, info.identity)
+                if entry is None:
+                    current = self.alias(name, alias)
+                    if current != expected:
+                        raise Conflict(f"{name}@{alias} moved from version {expected} to {current} meanwhile")
+                    entry = JournalEntry(
+                        seq=0, action=action, version=to.version, model=to.digest, previous=current, evidence=evidence,
+                        effective_from=effective_from.astimezone(timezone.utc), reason=reason,
+                        recorded_at=datetime.now(timezone.utc), dag_id=info.dag_id, run_id=info.run_id,
+                        identity=info.identity,
+                    )  # fmt: skip
+                    entry = ledger.append(entry, entries)
+                elif entry.seq < len(entries):
+                    return entry
+                ledger.write_head(entry)
+                if self.alias(name, alias) != entry.version:
+                    client.set_registered_model_alias(name, alias, entry.version)
+        return entry
+
+    def fetch(self, ref: ModelRef) -> Path:
+        """Return a local folder that holds exactly the model of `ref`: its own, else a cached download.
+
+        Raises:
+            IntegrityError: what the registry holds is not that model.
+        """
+        if ref.uri and _holds(tables.local_path(ref.uri), ref.digest):
+            return tables.local_path(ref.uri)
+        cached = _cache() / _hex(ref.digest)
+        if not _holds(cached, ref.digest):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{cached.name[:12]}-") as aside:
+                folder = self.download(ref, Path(aside))
+                if cached.exists():  # a damaged copy
+                    shutil.rmtree(cached, ignore_errors=True)
+                try:
+                    os.rename(folder, cached)
+                except OSError:
+                    if not _holds(cached, ref.digest):  # nobody else put it there meanwhile
+                        raise
+        return cached
+
+    def download(self, ref: ModelRef, into: Path) -> Path:
+        """Return a folder with what the registry itself holds for a version, proven to be the model of `ref`.
+
+        Raises:
+            IntegrityError: it is not that model, or parts of it are missing.
+        """
+        if ref.version is None:
+            raise DataError(f"model {ref.name!r} at {ref.uri} has changed or is gone, and it is not registered")
+        with self._client() as client:
+            version = client.get_model_version(_name(ref.name), ref.version)
+            path = version.tags.get(f"{TAG}artifact_path", "")
+            folder = self._artifacts(client, version.run_id, path, into)
+        if not (folder / models.MANIFEST).exists() or not (folder / models.ONNX).exists():
+            raise IntegrityError(f"model {ref.name!r} version {ref.version}: the registry's files are incomplete")
+        return models.verify(folder, ref)
+
+    def attach_evidence(self, ref: ModelRef, files: Iterable[Path], digest: str, decision: str, uri: str) -> None:
+        """Put the evidence of a decision beside the model's run and point to it from the version."""
+        if ref.version is None:
+            raise invalid("model", ref.name, "a registered version", "register it first")
+        with self._client() as client:
+            run_id = client.get_model_version(_name(ref.name), ref.version).run_id
+            for file in files:
+                client.log_artifact(run_id, str(file), "evidence")
+        self.tag(
+            ref.name, ref.version,
+            {f"{EVIDENCE}uri": uri, f"{EVIDENCE}decision": decision, f"{EVIDENCE}digest": digest},
+        )  # fmt: skip
+
+    def evidence(self, ref: ModelRef) -> Optional[dict[str, Any]]:
+        """Return the evidence record that a version points to, proven by its digest; none when there is none.
+
+        Raises:
+            IntegrityError: the record is gone or was altered.
+        """
+        if ref.version is None:
+            return None
+        digest = self.tags(ref.name, ref.version).get(f"{EVIDENCE}digest")
+        if not digest:
+            return None
+        with self._client() as client, tempfile.TemporaryDirectory() as aside:
+            run_id = client.get_model_version(_name(ref.name), ref.version).run_id
+            file = self._artifacts(client, run_id, f"evidence/{_hex(digest)}.json", Path(aside))
+            found = tables.file_digest(file) if file.is_file() else "none (the file is gone)"
+            if found != digest:
+                raise IntegrityError(
+                    f"evidence of {ref.name!r} version {ref.version} has digest {found}, not {digest}: it was altered"
+                )
+            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return record
+
+    def run_url(self, run_id: Optional[str]) -> str:
+        """Return the page of a tracking run; empty when there is none."""
+        if not self.ui_url or not run_id:
+            return ""
+        with self._client() as client:
+            experiment = client.get_run(run_id).info.experiment_id
+        return f"{self.ui_url}/#/experiments/{experiment}/runs/{run_id}"
+
+    def version_url(self, ref: ModelRef) -> str:
+        """Return the page of a registered version; empty when there is none."""
+        return f"{self.ui_url}/#/models/{ref.name}/versions/{ref.version}" if self.ui_url and ref.version else ""
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        with _server.environment(self._env), _server.errors(self.uri):
+            if self._cached is None:
+                from mlflow import MlflowClient
+
+                self._cached = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
+            yield self._cached
+
+    def _versions(self, name: str) -> list[Any]:
+        query = f"name = '{_name(name)}'"
+        with self._client() as client:
+            found = _pages(lambda token: client.search_model_versions(query, max_results=200, page_token=token))
+        return sorted(found, key=lambda version: int(version.version))
+
+    def _registered(self, name: str, digest: str, identity: str) -> list[Any]:
+        return [
+            version
+            for version in self._versions(name)
+            if version.tags.get(f"{TAG}digest") == digest and version.tags.get(IDENTITY, "") == identity
+        ]
+
+    def _own_run(self, client: Any, name: str, digest: str, identity: str) -> str:
+        """Return the run that holds the files of a model that was trained without tracking."""
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        place = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, self._artifact_root())
+        query = f"tags.`{IDENTITY}` = '{identity}' and tags.`{TAG}digest` = '{digest}'"
+        if found := client.search_runs([place], query, max_results=1):
+            return str(found[0].info.run_id)
+        run = client.create_run(place, tags={IDENTITY: identity, f"{TAG}digest": digest}, run_name=name)
+        client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _artifact_root(self) -> Optional[str]:
+        """Return where files go without a server, which would know; MLflow's own default is the current folder."""
+        if not self.uri.startswith("sqlite:///"):
+            return None
+        return (Path(self.uri[len("sqlite:///") :]).resolve().parent / "mlartifacts").as_uri()
+
+    def _artifacts(self, client: Any, run_id: str, path: str, into: Path) -> Path:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(client.download_artifacts(run_id, path, str(into)))
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and isinstance(_server.translated(error, self.uri), DataError):
+                return into / path
+            if isinstance(error, FileNotFoundError):
+                return into / path
+            raise
+
+
+def uploads(folder: Path) -> list[Path]:
+    """Return the files of a package that may leave it: safe formats only, so never a pickle."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return [path for path in files if path.suffix in SAFE_SUFFIXES or path.name == MLMODEL]
+
+
+def _tags_of(ref: ModelRef, folder: Path) -> dict[str, str]:
+    until = ref.trained_until.isoformat() if ref.trained_until else ""
+    return {
+        f"{TAG}digest": ref.digest,
+        f"{TAG}engine": ref.engine,
+        f"{TAG}segment": codec.canonical(ref.segment),
+        f"{TAG}trained_until": until,
+        f"{TAG}metrics": codec.canonical(ref.metrics),
+        f"{TAG}uri": str(folder),
+    }
+
+
+def _as_ref(version: Any) -> ModelRef:
+    tags = version.tags
+    if f"{TAG}digest" not in tags:
+        raise DataError(
+            f"model {version.name!r} version {version.version} was not registered by this package: it lacks the tag "
+            f"{TAG}digest; use the register stage"
+        )
+    metrics = json.loads(tags.get(f"{TAG}metrics") or "{}")
+    body = {
+        "name": version.name,
+        "uri": tags.get(f"{TAG}uri", ""),
+        "digest": tags[f"{TAG}digest"],
+        "version": str(version.version),
+        "run_id": version.run_id or None,
+        "engine": tags.get(f"{TAG}engine", ""),
+        "segment": json.loads(tags.get(f"{TAG}segment") or "{}"),
+        "trained_until": tags.get(f"{TAG}trained_until") or None,
+        "metrics": {key: value for key, value in metrics.items() if value is not None},
+    }
+    return codec.decode(ModelRef, body, f"model {version.name} version {version.version}")
+
+
+def _make_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, tags={f"{TAG}managed": "true"})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        client.set_registered_model_tag(name, f"{TAG}managed", "true")
+
+
+def _pages(page: Any) -> list[Any]:
+    found, token = [], None
+    while True:
+        part = page(token)
+        found.extend(part)
+        token = part.token
+        if not token:
+            return found
+
+
+def _name(name: str) -> str:
+    if not _NAME.match(name):
+        raise invalid("model name", name, "letters, digits, spaces and . _ -")
+    return name
+
+
+def _hex(digest: str) -> str:
+    return digest.partition(":")[2] or digest
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    try:
+        return models.package_digest(folder) == digest
+    except (DataError, SpecError, OSError):
+        return False
+
+
+def _cache() -> Path:
+    root = os.environ.get("AIRFLOW_ML_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "airflow_ml"
+    )
+    return Path(root) / "models"

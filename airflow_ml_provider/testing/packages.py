@@ -1,0 +1,144 @@
+"""Small real model packages and rows to go with them, made in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from airflow_ml_provider import models, tables
+from airflow_ml_provider.intervals import Interval
+from airflow_ml_provider.models import Manifest
+from airflow_ml_provider.provenance import Provenance
+from airflow_ml_provider.refs import DatasetRef, ModelRef
+
+CARRIERS, ORIGINS = ("AA", "B6", "UA"), ("EWR", "JFK", "LGA")
+MIDNIGHT = datetime(2013, 1, 1, tzinfo=timezone.utc)
+
+
+def rows(count: int = 600, *, seed: int = 0, start: datetime = MIDNIGHT) -> Any:
+    """Return an Arrow table of made-up flights with label, in time order; later hours and `UA` are late more often."""
+    import numpy as np
+    import pyarrow as pa
+
+    rng = np.random.default_rng(seed)
+    hour, distance = rng.integers(5, 23, count).astype(float), rng.integers(100, 3000, count).astype(float)
+    carrier, origin = rng.choice(CARRIERS, count), rng.choice(ORIGINS, count)
+    logit = 0.35 * (hour - 14) + 1.2 * (carrier == "UA") - 0.0004 * distance
+    label = (rng.random(count) < 1 / (1 + np.exp(-logit))).astype("int64")
+    times = [start + timedelta(seconds=int(s)) for s in np.sort(rng.integers(0, 86400, count))]
+    return pa.table(
+        {
+            "flight_id": [f"{start:%Y-%m-%d}-{i}" for i in range(count)],
+            "event_timestamp": pa.array(times, pa.timestamp("us", tz="UTC")),
+            "carrier": carrier.tolist(),
+            "origin": origin.tolist(),
+            "distance": distance,
+            "hour": hour,
+            "label": label,
+        }
+    )
+
+
+def dataset(path: Path, table: Any, *, name: str = "rows", interval: Interval | None = None) -> DatasetRef:
+    """Write an Arrow table as Parquet and return its ref."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return tables.describe(name, path, interval=interval)
+
+
+def package(
+    folder: Path,
+    name: str = "late",
+    *,
+    seed: int = 0,
+    skill: float = 1.0,
+    segment: Mapping[str, str] | None = None,
+    trained_until: datetime = MIDNIGHT,
+    run_id: str | None = None,
+    threshold: float = 0.5,
+) -> ModelRef:
+    """Fit a logistic regression, write it as a model package and return its ref.
+
+    Parameters:
+        skill: what the coefficients are multiplied by; 0 knows nothing, -1 is always wrong.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from sklearn.linear_model import LogisticRegression
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table = rows(seed=seed)
+    carrier = np.array(table["carrier"].to_pylist())
+    numbers = np.column_stack([table["distance"].to_numpy(), table["hour"].to_numpy()])
+    scaled = numbers / [1000.0, 10.0]
+    fitted = LogisticRegression().fit(np.column_stack([scaled, *[carrier == c for c in CARRIERS]]), table["label"])
+    weights = fitted.coef_[0] * skill
+    numeric, effects, bias = (
+        weights[:2] / [1000.0, 10.0],
+        dict(zip(CARRIERS, weights[2:], strict=True)),
+        fitted.intercept_[0],
+    )
+    _write_onnx(folder / models.ONNX, numeric, effects, bias)
+    native = 1 / (1 + np.exp(-(numbers @ numeric + [effects[c] for c in carrier] + bias)))
+    sample = table.drop_columns(["label"]).append_column(models.SAMPLE_SCORE, pa.array(native))
+    pq.write_table(sample.slice(0, 200), folder / models.SAMPLE)
+    training = DatasetRef(name="training", uri="file:///training", digest=f"sha256:{seed:064x}", rows=table.num_rows)
+    models.write_manifest(
+        folder,
+        Manifest(
+            name=name,
+            engine="sklearn",
+            inputs={"distance": "float", "hour": "float", "carrier": "string"},
+            label="label",
+            training=training,
+            trained_until=trained_until,
+            threshold=threshold,
+            segment=dict(segment or {}),
+            metrics={"auc": 0.8},
+            provenance=Provenance(
+                code={"package": "0"},
+                data={training.name: training.digest},
+                environment={"python": "3", "digest": "sha256:0"},
+                randomness={"seed": seed},
+                why={"reason": "manual"},
+            ),
+            run_id=run_id,
+        ),
+    )
+    return models.describe(folder)
+
+
+def _write_onnx(path: Path, numeric: Any, effects: Mapping[str, float], bias: float) -> None:
+    """Write logit = numeric · (distance, hour) + effect of the carrier + bias, then a sigmoid."""
+    from onnx import TensorProto, checker, helper
+
+    inputs = [
+        helper.make_tensor_value_info("distance", TensorProto.FLOAT, [None, 1]),
+        helper.make_tensor_value_info("hour", TensorProto.FLOAT, [None, 1]),
+        helper.make_tensor_value_info("carrier", TensorProto.STRING, [None, 1]),
+    ]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [float(x) for x in numeric])
+    offset = helper.make_tensor("b", TensorProto.FLOAT, [1], [float(bias)])
+    encoder = {
+        "keys_strings": list(effects),
+        "values_floats": [float(v) for v in effects.values()],
+        "default_float": 0.0,
+    }
+    nodes = [
+        helper.make_node("Concat", ["distance", "hour"], ["x"], axis=1),
+        helper.make_node("Gemm", ["x", "w", "b"], ["linear"]),
+        helper.make_node("LabelEncoder", ["carrier"], ["effect"], domain="ai.onnx.ml", **encoder),
+        helper.make_node("Add", ["linear", "effect"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["score"]),
+    ]
+    output = helper.make_tensor_value_info("score", TensorProto.FLOAT, [None, 1])
+    graph = helper.make_graph(nodes, "late", inputs, [output], [weights, offset])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="airflow-ml-provider")
+    checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
