@@ -1,0 +1,59 @@
+# Shared by up, down and test: paths, messages, environments. Source it with bash.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ROOT=$PWD
+STATE=${ML_STATE:-$ROOT/dev-airflow/state}
+PY=$ROOT/.venv/bin/python
+PY_ML=$ROOT/.venv-ml/bin/python
+
+say() { printf '\033[1m[%3ds]\033[0m %s\n' "$SECONDS" "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# A folder is made once per content of what it is made from.
+fresh() { [ "$(cat "$1/.made-from" 2>/dev/null)" = "$2" ]; }
+stamp() { cat "$@" | sha256sum | cut -d' ' -f1; }
+
+base_python() {
+  local python
+  for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
+    if command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))'; then
+      command -v "$python"; return
+    fi
+  done
+  die "needs Python 3.10 to 3.13; set PYTHON=/path/to/python"
+}
+
+make_venv() { # folder
+  local python
+  python=$(base_python)
+  rm -rf "$1"
+  "$python" -m venv "$1" || die "'$python -m venv' failed; on Debian: apt-get install python3-venv"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check uv
+}
+
+setup() {
+  local want
+  want=$(stamp dev-airflow/requirements/airflow.txt)
+  if ! fresh .venv "$want"; then
+    say "installing Airflow and the tools of the in-process stages into .venv"
+    make_venv .venv
+    .venv/bin/uv pip install --quiet --python .venv --compile-bytecode -r dev-airflow/requirements/airflow.txt
+    echo "$want" > .venv/.made-from
+  fi
+  want=$(stamp dev-airflow/requirements/ml.txt)
+  if ! fresh .venv-ml "$want"; then
+    say "installing the stages' tools, PyTorch among them, into .venv-ml (the other Python)"
+    make_venv .venv-ml
+    .venv-ml/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+    .venv-ml/bin/uv pip install --quiet --python .venv-ml --compile-bytecode -r dev-airflow/requirements/ml.txt
+    echo "$want" > .venv-ml/.made-from
+  fi
+  want=$(find airflow_ml_provider pyproject.toml -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+  if [ "$(cat .venv/.provider 2>/dev/null)" != "$want" ]; then
+    say "building the provider's wheel and installing it as a user would"
+    rm -rf dist
+    .venv/bin/uv build --quiet --wheel --python .venv --out-dir dist
+    .venv/bin/uv pip install --quiet --python .venv --reinstall --no-deps --compile-bytecode dist/airflow_ml_provider-*.whl
+    echo "$want" > .venv/.provider
+  fi
+}
