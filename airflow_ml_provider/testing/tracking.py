@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+
+import pytest
 
 
 def database(folder: Path) -> Path:
@@ -68,3 +73,20 @@ def _await(url: str, process: subprocess.Popen[bytes], wait_s: float, log: Path)
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise RuntimeError(f"MLflow server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@lru_cache(maxsize=1)
+def template() -> Path:
+    """Return an empty MLflow database, made once per process."""
+    folder = Path(tempfile.mkdtemp(prefix="mlflow-template-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return database(folder)
+
+
+@pytest.fixture
+def tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh MLflow database, named by `MLFLOW_TRACKING_URI`; downloads go below `tmp_path`, too."""
+    uri = embedded(template(), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("AIRFLOW_ML_CACHE", str(tmp_path / "cache"))
+    return uri
