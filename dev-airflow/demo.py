@@ -1,0 +1,145 @@
+"""The flights demo: two months of a pipeline's life, backfilled and scheduled, in a real Airflow.
+
+`up` starts the servers and brings the pipeline to where it should be, doing only what is not done; `down` stops them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+import report
+from airflow_api import AirflowApi
+from services import REPO, Stack
+
+SCORING, TRAINING, ROLLBACK = "flight_delay_scoring", "flight_delay_training", "flight_delay_rollback"
+# Days that are backfilled, and the training that follows them: (first day, last day, start of the training's window).
+BACKFILLS = (
+    (date(2013, 1, 1), date(2013, 1, 14), date(2013, 1, 8)),
+    (date(2013, 1, 15), date(2013, 1, 21), date(2013, 1, 15)),
+    (date(2013, 1, 22), date(2013, 1, 28), date(2013, 1, 22)),
+    (date(2013, 1, 29), date(2013, 2, 4), date(2013, 1, 29)),
+)
+SCHEDULED = (date(2013, 2, 5), date(2013, 2, 11))
+BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print a line of progress with the seconds since the start."""
+    print(f"\033[1m[{time.monotonic() - BEGAN:4.0f}s]\033[0m {text}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up")
+    up.add_argument("--no-wait", action="store_true", help="start the servers and return")
+    down = commands.add_parser("down")
+    down.add_argument("--purge", action="store_true", help="also delete everything that was written")
+    for command in (up, down):
+        command.add_argument("--state", type=Path, required=True)
+    args = parser.parse_args()
+    stack = Stack(args.state, dags=REPO / "dags")
+    if args.command == "down":
+        stack.stop(say)
+        if args.purge:
+            shutil.rmtree(args.state)
+            say(f"deleted {args.state}")
+        return
+    stack.start(say)
+    if not args.no_wait:
+        Demo(stack).run()
+    report.addresses(stack)
+
+
+class Demo:
+    """The two months, step by step; every step looks first at what is there."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.api = AirflowApi(stack.airflow_url)
+
+    def run(self) -> None:
+        self.api.wait_for_dags((SCORING, TRAINING, ROLLBACK))
+        self.api.pool("training", 2)
+        for dag_id in (SCORING, TRAINING, ROLLBACK):
+            self.api.pause(dag_id, False)
+        self.upstream("drop", "--from", "2013-01-01", "--to", _iso(BACKFILLS[-1][1]))
+        for first, last, training in BACKFILLS:
+            self.backfill(SCORING, first, last, parallel=2)
+            self.replay(first, last)
+            self.backfill(TRAINING, training, training, parallel=1, conf={"allow_backfill_promotion": True})
+        self.scheduled()
+        print(report.render(self.stack, self.api, SCORING, TRAINING))
+
+    def backfill(
+        self, dag_id: str, first: date, last: date, *, parallel: int, conf: dict[str, object] | None = None
+    ) -> None:
+        """Backfill the windows of some days that have no run yet, and wait for them."""
+        days = {_iso(first + timedelta(days=n)) for n in range((last - first).days + 1)}
+        there = {str(run["logical_date"])[:10] for run in self.api.runs(dag_id)}
+        if missing := sorted(days - there):
+            say(f"backfilling {dag_id}: {missing[0]} to {missing[-1]}")
+            self.api.backfill(
+                dag_id, f"{missing[0]}T00:00:00Z", f"{missing[-1]}T00:00:00Z", parallel=parallel, conf=conf
+            )
+        self.api.wait(dag_id, lambda run: str(run["logical_date"])[:10] in days, at_least=len(days), progress=say)
+
+    def replay(self, first: date, last: date) -> None:
+        """Have the upstream system mend the deliveries that were refused, and clear their runs."""
+        refused = [
+            run for run in self.api.runs(SCORING)
+            if run["state"] == "failed" and _iso(first) <= str(run["logical_date"])[:10] <= _iso(last)
+        ]  # fmt: skip
+        for run in refused:
+            day = str(run["logical_date"])[:10]
+            say(f"{day} was refused; the upstream system delivers it again, the run is cleared")
+            self.upstream("fix", "--day", day)
+            self.api.clear(SCORING, run["dag_run_id"])
+        if refused:
+            days = {str(run["logical_date"])[:10] for run in refused}
+            time.sleep(2)
+            self.api.wait(SCORING, lambda run: str(run["logical_date"])[:10] in days, progress=say)
+
+    def scheduled(self) -> None:
+        """Let the upstream system deliver one more week, a day at a time, and the scheduler do the rest."""
+        first, last = SCHEDULED
+        days = (last - first).days + 1
+        if not (self.stack.landing / f"flights_{_iso(last)}.csv.gz").exists():
+            say("the upstream system delivers a day every few seconds; the scheduler's runs wait for them")
+            self.stack.services.start(
+                "upstream",
+                [
+                    sys.executable,
+                    str(REPO / "dev-airflow" / "upstream.py"),
+                    "serve",
+                    "--landing",
+                    str(self.stack.landing),
+                    "--from",
+                    _iso(first),
+                    "--to",
+                    _iso(last),
+                    "--every",
+                    "3",
+                ],
+                self.stack.environment(),
+            )
+        self.api.wait(SCORING, lambda run: run["run_type"] == "scheduled", at_least=days, progress=say)
+        self.api.wait(TRAINING, lambda run: run["run_type"] != "backfill", progress=say)
+
+    def upstream(self, command: str, *args: str) -> None:
+        script = REPO / "dev-airflow" / "upstream.py"
+        subprocess.run([sys.executable, script, command, "--landing", self.stack.landing, *args], check=True)
+
+
+def _iso(day: date) -> str:
+    return day.isoformat()
+
+
+if __name__ == "__main__":
+    main()
