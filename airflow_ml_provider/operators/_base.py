@@ -129,7 +129,7 @@ class StageOperator(BaseOperator):
         """Return the inputs, outputs and facets of the run; OpenLineage's listener calls this, after failures too."""
         from airflow_ml_provider.operators._lineage import operator_lineage
 
-        return operator_lineage(self.result, self.info)
+        return operator_lineage(self.result, self.info, inlets=self.inlets, outlets=self.outlets)
 
     get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
 

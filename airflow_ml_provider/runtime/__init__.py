@@ -67,7 +67,7 @@ def resolve(runtime: Union[Runtime, str, None]) -> Runtime:
 
 def _through_json(value: Any) -> Any:
     """Return `value` as the far side of a process border would see it, so that no runtime is more lenient."""
-    return codec.decode(type(value), json.loads(codec.canonical(value)))
+    return codec.decode(type(value), json.loads(json.dumps(codec.encode(value), allow_nan=False)))
 
 
 @contextmanager

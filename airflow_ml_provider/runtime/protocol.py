@@ -18,7 +18,9 @@ EXIT_OK, EXIT_TERMINAL, EXIT_MISSING, EXIT_RETRYABLE = 0, 65, 69, 75
 
 def write_call(path: Path, spec: Spec, info: RunInfo) -> None:
     """Write what a stage shall do. Secrets are not part of it."""
-    path.write_text(codec.canonical({"stage": spec.stage, "spec": spec, "info": info}), encoding="utf-8")
+    # Not the canonical form: the order of columns is the user's.
+    call = codec.encode({"stage": spec.stage, "spec": spec, "info": info})
+    path.write_text(json.dumps(call, allow_nan=False), encoding="utf-8")
 
 
 def read_call(path: Path, stage: str) -> tuple[Spec, RunInfo]:
