@@ -13,20 +13,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
 
-from airflow_ml_provider import codec, models, tables
+from airflow_ml_provider import models, tables
 from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, SpecError, invalid
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
-from airflow_ml_provider.registry import _server, journal
+from airflow_ml_provider.registry import _server, journal, packages
 from airflow_ml_provider.registry.journal import Action, JournalEntry
 from airflow_ml_provider.registry.ledger import Ledger
+from airflow_ml_provider.registry.packages import TAG
 
-TAG = "airflow_ml."
 IDENTITY = TAG + "identity"
 EVIDENCE = TAG + "evidence."
 EXPERIMENT = "airflow_ml"
-SAFE_SUFFIXES = (".json", ".onnx", ".parquet", ".safetensors", ".skops", ".txt", ".html")
-MLMODEL = "MLmodel"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*\Z")
 
@@ -65,6 +63,11 @@ class Registry:
             )
         return cls(uri, ui_url=found.get("MLFLOW_UI_URL", ""), env=env)
 
+    def ping(self) -> None:
+        """Raise unless the server answers and accepts the credentials."""
+        with self._client() as client:
+            client.search_experiments(max_results=1)
+
     def models(self) -> list[str]:
         """Return the names that this package has registered, sorted."""
         with self._client() as client:
@@ -73,7 +76,7 @@ class Registry:
 
     def versions(self, name: str) -> list[ModelRef]:
         """Return the versions of a model, oldest first; those that this package did not register are left out."""
-        return [_as_ref(version) for version in self._versions(name) if f"{TAG}digest" in version.tags]
+        return [packages.as_ref(version) for version in self._versions(name) if f"{TAG}digest" in version.tags]
 
     def get(self, name: str, version: str) -> ModelRef:
         """Return one version.
@@ -82,7 +85,7 @@ class Registry:
             DataError: there is none, or this package did not register it.
         """
         with self._client() as client:
-            return _as_ref(client.get_model_version(_name(name), version))
+            return packages.as_ref(client.get_model_version(_name(name), version))
 
     def alias(self, name: str, alias: str) -> Optional[str]:
         """Return the version that an alias points to now; none when there is no such model or alias."""
@@ -167,11 +170,11 @@ class Registry:
             if not found:
                 _make_model(client, _name(name))
                 run_id = ref.run_id or self._own_run(client, name, ref.digest, identity)
-                path = f"model-{_hex(ref.digest)[:12]}"
+                path = f"model-{packages.hexadecimal(ref.digest)[:12]}"
                 source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
-                for file in uploads(folder):
+                for file in packages.uploads(folder):
                     client.log_artifact(run_id, str(file), path)
-                body = {**tags, **_tags_of(ref, folder), f"{TAG}artifact_path": path}
+                body = {**tags, **packages.tags_of(ref, folder), f"{TAG}artifact_path": path}
                 client.create_model_version(name, source, run_id, tags=body, description=description)
                 found = self._registered(name, ref.digest, identity)
             # The client repeats a request that timed out, and the server may have done it twice.
@@ -181,7 +184,7 @@ class Registry:
             holder = self.alias(name, alias)
             if holder is None or int(holder) < int(version.version):
                 client.set_registered_model_alias(name, alias, version.version)
-        return _as_ref(version)
+        return packages.as_ref(version)
 
     def tag(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -239,10 +242,10 @@ class Registry:
         Raises:
             IntegrityError: what the registry holds is not that model.
         """
-        if ref.uri and _holds(tables.local_path(ref.uri), ref.digest):
+        if ref.uri and packages.holds(tables.local_path(ref.uri), ref.digest):
             return tables.local_path(ref.uri)
-        cached = _cache() / _hex(ref.digest)
-        if not _holds(cached, ref.digest):
+        cached = packages.cache() / packages.hexadecimal(ref.digest)
+        if not packages.holds(cached, ref.digest):
             cached.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{cached.name[:12]}-") as aside:
                 folder = self.download(ref, Path(aside))
@@ -251,7 +254,7 @@ class Registry:
                 try:
                     os.rename(folder, cached)
                 except OSError:
-                    if not _holds(cached, ref.digest):  # nobody else put it there meanwhile
+                    if not packages.holds(cached, ref.digest):  # nobody else put it there meanwhile
                         raise
         return cached
 
@@ -297,7 +300,7 @@ class Registry:
             return None
         with self._client() as client, tempfile.TemporaryDirectory() as aside:
             run_id = client.get_model_version(_name(ref.name), ref.version).run_id
-            file = self._artifacts(client, run_id, f"evidence/{_hex(digest)}.json", Path(aside))
+            file = self._artifacts(client, run_id, f"evidence/{packages.hexadecimal(digest)}.json", Path(aside))
             found = tables.file_digest(file) if file.is_file() else "none (the file is gone)"
             if found != digest:
                 raise IntegrityError(
@@ -370,46 +373,6 @@ class Registry:
             raise
 
 
-def uploads(folder: Path) -> list[Path]:
-    """Return the files of a package that may leave it: safe formats only, so never a pickle."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return [path for path in files if path.suffix in SAFE_SUFFIXES or path.name == MLMODEL]
-
-
-def _tags_of(ref: ModelRef, folder: Path) -> dict[str, str]:
-    until = ref.trained_until.isoformat() if ref.trained_until else ""
-    return {
-        f"{TAG}digest": ref.digest,
-        f"{TAG}engine": ref.engine,
-        f"{TAG}segment": codec.canonical(ref.segment),
-        f"{TAG}trained_until": until,
-        f"{TAG}metrics": codec.canonical(ref.metrics),
-        f"{TAG}uri": str(folder),
-    }
-
-
-def _as_ref(version: Any) -> ModelRef:
-    tags = version.tags
-    if f"{TAG}digest" not in tags:
-        raise DataError(
-            f"model {version.name!r} version {version.version} was not registered by this package: it lacks the tag "
-            f"{TAG}digest; use the register stage"
-        )
-    metrics = json.loads(tags.get(f"{TAG}metrics") or "{}")
-    body = {
-        "name": version.name,
-        "uri": tags.get(f"{TAG}uri", ""),
-        "digest": tags[f"{TAG}digest"],
-        "version": str(version.version),
-        "run_id": version.run_id or None,
-        "engine": tags.get(f"{TAG}engine", ""),
-        "segment": json.loads(tags.get(f"{TAG}segment") or "{}"),
-        "trained_until": tags.get(f"{TAG}trained_until") or None,
-        "metrics": {key: value for key, value in metrics.items() if value is not None},
-    }
-    return codec.decode(ModelRef, body, f"model {version.name} version {version.version}")
-
-
 def _make_model(client: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -435,21 +398,3 @@ def _name(name: str) -> str:
     if not _NAME.match(name):
         raise invalid("model name", name, "letters, digits, spaces and . _ -")
     return name
-
-
-def _hex(digest: str) -> str:
-    return digest.partition(":")[2] or digest
-
-
-def _holds(folder: Path, digest: str) -> bool:
-    try:
-        return models.package_digest(folder) == digest
-    except (DataError, SpecError, OSError):
-        return False
-
-
-def _cache() -> Path:
-    root = os.environ.get("AIRFLOW_ML_CACHE") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "airflow_ml"
-    )
-    return Path(root) / "models"

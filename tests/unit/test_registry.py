@@ -18,7 +18,8 @@ from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.registry import Registry
 from airflow_ml_provider.registry.ledger import Ledger
-from airflow_ml_provider.registry.mlflow import IDENTITY, uploads
+from airflow_ml_provider.registry.mlflow import IDENTITY
+from airflow_ml_provider.registry.packages import uploads
 from airflow_ml_provider.testing import packages
 from airflow_ml_provider.testing.tracking import tracking_uri
 
@@ -38,7 +39,9 @@ def register(registry: Registry, folder: Path, seed: int = 0, identity: str = "i
     return registry.register("late", Path(ref.uri), ref, {IDENTITY: identity}, "candidate")
 
 
-def promote(registry: Registry, ref: ModelRef, at: datetime, run: str = "r", expected: str | None = None, **kwargs: object):  # type: ignore[no-untyped-def]
+def promote(
+    registry: Registry, ref: ModelRef, at: datetime, run: str = "r", expected: str | None = None, **kwargs: object
+):  # type: ignore[no-untyped-def]
     info = RunInfo(dag_id="d", task_id="promote", run_id=run)
     return registry.move(
         "late", "champion", ref, action=kwargs.pop("action", "promote"), info=info, effective_from=at,  # type: ignore[arg-type]
@@ -177,7 +180,7 @@ def test_a_version_that_others_made_is_left_out_and_named_when_asked_for(registr
     with registry._client() as client:
         client.create_model_version("late", str(tmp_path))
     assert [ref.version for ref in registry.versions("late")] == ["1"]
-    with pytest.raises(DataError, match="lacks the tag airflow_ml.digest"):
+    with pytest.raises(DataError, match=r"lacks the tag airflow_ml\.digest"):
         registry.get("late", "2")
 
 

@@ -26,10 +26,10 @@ class RegisterResult(Result):
 
 @dataclass(frozen=True)
 class RegisterSpec(Spec):
-    """Export to ONNX if need be, prove parity, and make a version in MLflow with its provenance.
+    """Prove that the ONNX export is the model that was trained, and make a version in MLflow with its provenance.
 
     Attributes:
-        model: the model package.
+        model: the model package; training has put the ONNX file into it.
         evaluation: its evaluation report.
         name: registered name; by default the model's own.
         alias: alias that the new version gets.
