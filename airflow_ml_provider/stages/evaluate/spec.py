@@ -37,7 +37,7 @@ class EvaluateResult(Result):
         report: all metrics with intervals, the calibration curve and the slices, as JSON and as a page.
         predictions: key, timestamp, slice columns, label and score of the test rows.
         model: the model that was evaluated, with its metrics.
-        worst_slice: name of the reported slice with the lowest AUC.
+        worst_slice: name of the judged slice with the lowest AUC; empty when none was judged.
     """
 
     report: Optional[ReportRef] = None
@@ -58,7 +58,7 @@ class EvaluateSpec(Spec):
         timestamp: column with the time of a row.
         key: columns that identify a row.
         slices: columns, or pairs joined by `*`, such as `carrier*origin`. A number column is cut into quartiles unless
-            it has 24 or fewer different values.
+            it has 24 or fewer different values; a column or pair makes at most 5,000 slices.
         min_rows: slices with fewer rows, or without both labels, are listed but not judged.
         operating_point: where precision and recall are measured.
         resamples: bootstrap resamples for intervals.
@@ -89,9 +89,15 @@ class EvaluateSpec(Spec):
             raise invalid("confidence", self.confidence, "in (0, 1)", "give a fraction, not percent")
         if self.resamples < 100:
             raise invalid("resamples", self.resamples, "at least 100")
+        if self.min_rows < 1:
+            raise invalid("min_rows", self.min_rows, "at least 1")
+        for name in self.slices:
+            parts = name.split("*")
+            if len(parts) > 2 or len(set(parts)) != len(parts) or not all(parts):
+                raise invalid("slices", name, "columns or pairs of two different columns such as 'carrier*origin'")
 
     def requires(self) -> dict[str, str]:
-        needs = {"pyarrow": "pyarrow", "duckdb": "duckdb", "numpy": "numpy", "onnxruntime": "onnxruntime"}
+        needs = {"pyarrow": "pyarrow", "numpy": "numpy", "onnxruntime": "onnxruntime"}
         if self.experiment:
             needs["mlflow"] = "mlflow-skinny"
         return needs
