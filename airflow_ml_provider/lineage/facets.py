@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from airflow_ml_provider import codec, provenance
 from airflow_ml_provider.intervals import Interval
@@ -26,7 +26,6 @@ from airflow_ml_provider.lineage import naming
 from airflow_ml_provider.lineage.naming import PRODUCER, Dataset, schema_url
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef, Ref, ReportRef
-from airflow_ml_provider.stages import Result
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +66,19 @@ _COLUMN_METRICS = {
 _TEST_KEYS = ("severity", "type", "description", "content", "contentType", "params")
 
 
+class Told(Protocol):
+    """What is read of a stage's `Result`; stages stand above this package."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[Ref, ...]: ...
+    @property
+    def outputs(self) -> tuple[Ref, ...]: ...
+    @property
+    def facets(self) -> Mapping[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Lineage:
     """Datasets and facets of one run, in the JSON shape of the specification."""
@@ -76,7 +88,7 @@ class Lineage:
     run_facets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def lineage(result: Optional[Result], info: Optional[RunInfo]) -> Lineage:
+def lineage(result: Optional[Told], info: Optional[RunInfo]) -> Lineage:
     """Return what a run read, wrote and decided.
 
     Parameters:
@@ -84,7 +96,7 @@ def lineage(result: Optional[Result], info: Optional[RunInfo]) -> Lineage:
         info: the run; none leaves out why it was started.
     """
     if result is None:
-        return Lineage(run_facets=_run_facets(Result(), info, {}))
+        return Lineage(run_facets=_run_facets(None, info, {}))
     material: Mapping[str, Any] = codec.encode(result.facets)
     known = material.get("inputs") or {}, material.get("outputs") or {}
     interval = info.interval if info else None
@@ -232,7 +244,9 @@ def _size(ref: Ref, body: Mapping[str, Any]) -> tuple[Optional[int], Optional[in
     return None, None
 
 
-def _run_facets(result: Result, info: Optional[RunInfo], material: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _run_facets(
+    result: Optional[Told], info: Optional[RunInfo], material: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     told: Mapping[str, Any] = material.get("run") or {}
     facets: dict[str, dict[str, Any]] = {}
     origin = _provenance(result, info, told.get("provenance") or {})
@@ -252,18 +266,18 @@ def _run_facets(result: Result, info: Optional[RunInfo], material: Mapping[str, 
     return facets
 
 
-def _provenance(result: Result, info: Optional[RunInfo], told: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(result: Optional[Told], info: Optional[RunInfo], told: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance that the stage tells, completed by what is known of every run."""
     body = dict(told)
     if info:
         body["why"] = body.get("why") or provenance.why(info)
         body["code"] = body.get("code") or provenance.code(info)
         body["interval"] = codec.encode(info.interval)
-    body["data"] = body.get("data") or {ref.name: ref.digest for ref in result.inputs}
+    body["data"] = body.get("data") or {ref.name: ref.digest for ref in (result.inputs if result else ())}
     return body
 
 
-def _derived_gate(result: Result) -> dict[str, Any]:
+def _derived_gate(result: Any) -> dict[str, Any]:
     """Return the gate's decision as its result type tells it; nothing for other stages."""
     evidence, model = getattr(result, "evidence", None), getattr(result, "model", None)
     if evidence is None or not hasattr(result, "passed"):
