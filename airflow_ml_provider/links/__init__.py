@@ -46,6 +46,13 @@ class EvidenceLink(ResultLink):
     key = "evidence"
 
 
+class ReportLink(ResultLink):
+    """The page of an evaluation or of a drift report."""
+
+    name = "Report"  # type: ignore[assignment]
+    key = "report"
+
+
 def served(path: str) -> str:
     """Return the address under which the Airflow web server shows a file of the store."""
     from airflow.sdk.configuration import conf
