@@ -33,7 +33,7 @@ class JournalEntry:
         reason: why.
         dag_id: the workflow that moved it.
         run_id: its run.
-        identity: equal for all tries of one task; one task writes at most one entry.
+        identity: equal for all tries of one task; one task moves an alias to one version once.
         prev: digest of the entry before; empty for the first.
     """
 
@@ -107,18 +107,21 @@ def rolled_back(entries: Iterable[JournalEntry]) -> set[str]:
     return bad
 
 
-def last_healthy(entries: Sequence[JournalEntry]) -> Optional[JournalEntry]:
-    """Return the newest entry whose version neither holds the alias now nor was rolled back from."""
-    if not entries:
-        return None
-    current, bad = entries[-1].version, rolled_back(entries)
+def last_healthy(entries: Sequence[JournalEntry], current: Optional[str]) -> Optional[JournalEntry]:
+    """Return the newest entry whose version is not `current`, which holds the alias, and was not rolled back from."""
+    bad = rolled_back(entries)
     healthy = [entry for entry in entries if entry.version != current and entry.version not in bad]
     return healthy[-1] if healthy else None
 
 
-def of_run(entries: Iterable[JournalEntry], identity: str) -> Optional[JournalEntry]:
-    """Return the entry that the task of `identity` wrote, if it wrote one."""
-    return next((entry for entry in entries if identity and entry.identity == identity), None)
+def of_run(
+    entries: Iterable[JournalEntry], identity: str, action: Action, version: Optional[str] = None
+) -> Optional[JournalEntry]:
+    """Return the entry that the task of `identity` wrote (about `version`, if given); none if it wrote none."""
+    for entry in entries:
+        if identity and (entry.identity, entry.action) == (identity, action) and version in (None, entry.version):
+            return entry
+    return None
 
 
 def chained(entries: Sequence[JournalEntry], entry: JournalEntry) -> JournalEntry:

@@ -203,7 +203,7 @@ class Registry:
     ) -> JournalEntry:  # fmt: skip
         """Write an entry into the journal, then move the alias; return the entry.
 
-        A task writes one entry: when it is killed between the two steps its next try completes them.
+        A task writes one entry about a version: when it is killed between the two steps its next try completes them.
 
         Parameters:
             expected: version that held the alias when the move was decided.
@@ -217,7 +217,7 @@ class Registry:
             ledger = Ledger(client, _name(name), alias)
             with ledger.claim(info.identity):
                 entries = ledger.read()
-                entry = journal.of_run(entries, info.identity)
+                entry = journal.of_run(entries, info.identity, action, to.version)
                 if entry is None:
                     current = self.alias(name, alias)
                     if current != expected:

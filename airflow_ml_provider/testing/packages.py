@@ -11,7 +11,7 @@ from airflow_ml_provider import models, tables
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.models import Manifest
 from airflow_ml_provider.provenance import Provenance
-from airflow_ml_provider.refs import DatasetRef, ModelRef
+from airflow_ml_provider.refs import DatasetRef, ModelRef, ReportRef
 
 CARRIERS, ORIGINS = ("AA", "B6", "UA"), ("EWR", "JFK", "LGA")
 MIDNIGHT = datetime(2013, 1, 1, tzinfo=timezone.utc)
@@ -142,3 +142,44 @@ def _write_onnx(path: Path, numeric: Any, effects: Mapping[str, float], bias: fl
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="airflow-ml-provider")
     checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def evaluation(path: Path, ref: ModelRef, test: DatasetRef, **changes: Any) -> ReportRef:
+    """Measure a package on a test set and write the report as the evaluate stage does, without slices by default.
+
+    Parameters:
+        changes: top-level entries of the report that replace the measured ones.
+    """
+    import json
+
+    import pyarrow.parquet as pq
+
+    from airflow_ml_provider.stages.evaluate.metrics import Rows, estimate
+
+    scorer = models.Scorer(Path(ref.uri))
+    with pq.ParquetFile(test.uri) as file:
+        table = file.read()
+    table = table.filter(models.segment_mask(table, ref.segment))
+    labels, scores = table.column("label").to_numpy(), scorer.score(table)
+    threshold = scorer.manifest.threshold
+    found = estimate(Rows.of(labels, scores), threshold, resamples=200, confidence=0.95, seed=(0,))
+    times = table.column("event_timestamp").to_pylist()
+    body = {
+        "model": {"name": ref.name, "digest": ref.digest, "segment": dict(ref.segment)},
+        "test": {
+            "digest": test.digest,
+            "rows": table.num_rows,
+            "base_rate": float(labels.mean()),
+            "start": times[0].isoformat(),
+            "end": times[-1].isoformat(),
+        },
+        "operating_point": {"by": "threshold", "value": threshold, "threshold": threshold},
+        "metrics": found,
+        "calibration": [],
+        "slices": [],
+        "worst_slice": {},
+        **changes,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write_text(path, json.dumps(body, indent=1, sort_keys=True))
+    return ReportRef(name="evaluation", uri=str(path), digest=tables.file_digest(path))

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
-from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.refs import DatasetRef, ModelRef, ReportRef
 from airflow_ml_provider.stages import Result, Spec
+from airflow_ml_provider.stages.evaluate.metrics import metric
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Threshold:
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
             raise invalid("threshold", None, "given as at_least or at_most")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise invalid("threshold", (self.at_least, self.at_most), "at_least <= at_most")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,13 @@ class Challenge:
     min_gain: float = 0.0
     confidence: float = 0.95
     resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        metric(self.metric)
+        if not 0 < self.confidence < 1:
+            raise invalid("confidence", self.confidence, "in (0, 1)", "give a fraction, not percent")
+        if self.resamples < 100:
+            raise invalid("resamples", self.resamples, "at least 100")
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,30 @@ class GatePolicy:
     parity: bool = True
     lineage: bool = True
     approvals: int = 0
+
+    def __post_init__(self) -> None:
+        for place in ("metrics", "worst_slice"):
+            for name, threshold in getattr(self, place).items():
+                _check(f"{place}.{name}", name, threshold)
+        if self.min_quality is not None and not 0 <= self.min_quality <= 1:
+            raise invalid("min_quality", self.min_quality, "in [0, 1]", "give a fraction, not percent")
+        for place in ("min_rows", "approvals"):
+            if getattr(self, place) < 0:
+                raise invalid(place, getattr(self, place), "at least 0")
+
+
+def _check(place: str, name: str, threshold: Threshold) -> None:
+    """Raise unless a threshold bounds the bad side of its metric, in the metric's range."""
+    known = metric(name)
+    side = "at_least" if known.higher_is_better else "at_most"
+    if getattr(threshold, side) is None:
+        good = "higher" if known.higher_is_better else "lower"
+        raise SpecError(f"{place} lacks {side}: {name} is better when it is {good}")
+    if name != "log_loss":
+        for bound in ("at_least", "at_most"):
+            value = getattr(threshold, bound)
+            if value is not None and not 0 <= value <= 1:
+                raise invalid(f"{place}.{bound}", value, "in [0, 1]", "give a fraction, not percent")
 
 
 @dataclass(frozen=True)

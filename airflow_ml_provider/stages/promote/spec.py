@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal, Optional
 
+from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages import Result, Spec
 
@@ -43,6 +44,10 @@ class PromoteSpec(Spec):
     alias: str = "champion"
     backfill: Literal["never", "newer"] = "never"
 
+    def __post_init__(self) -> None:
+        if self.backfill not in ("never", "newer"):
+            raise invalid("backfill", self.backfill, "one of 'never', 'newer'")
+
     def requires(self) -> dict[str, str]:
         return {"mlflow": "mlflow-skinny"}
 
@@ -67,6 +72,10 @@ class RollbackSpec(Spec):
     reason: str = ""
     to: Optional[str] = None
     effective_from: Optional[datetime] = None
+
+    def __post_init__(self) -> None:
+        if self.effective_from is not None and self.effective_from.tzinfo is None:
+            raise invalid("effective_from", self.effective_from.isoformat(), "a time with a time zone")
 
     def requires(self) -> dict[str, str]:
         return {"mlflow": "mlflow-skinny"}

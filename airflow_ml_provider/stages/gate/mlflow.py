@@ -1,0 +1,269 @@
+"""Gather the facts of a registered version, decide, and attach the evidence to the version and its run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Optional
+
+from airflow_ml_provider import codec, models, tables
+from airflow_ml_provider.exceptions import DataError, IntegrityError, SpecError, invalid
+from airflow_ml_provider.intervals import Interval
+from airflow_ml_provider.models import Manifest, Scorer
+from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.refs import DatasetRef, ModelRef, Ref, ReportRef
+from airflow_ml_provider.registry import Registry
+from airflow_ml_provider.stages.gate import evidence
+from airflow_ml_provider.stages.gate.logic import Comparison, Decision, Facts, decide
+from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, GateResult, GateSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """All that the decision needs, read and verified."""
+
+    registry: Registry
+    model: ModelRef
+    folder: Path
+    manifest: Manifest
+    evaluation: Mapping[str, Any]
+    policy: GatePolicy
+
+
+def run(spec: GateSpec, info: RunInfo) -> GateResult:
+    """Judge a version. Every report is proven to be about exactly this model before it counts."""
+    case = _open(spec)
+    champion = _champion(case, spec, info)
+    facts = _facts(case, spec, champion)
+    decision = decide(case.policy, facts)
+    body = evidence.record(
+        decision, case.policy, case.model, case.manifest,
+        champion=champion, digests=_digests(case, spec), approved_by=spec.approved_by, info=info,
+    )  # fmt: skip
+    file, html, digest = evidence.write(spec.output, body)
+    case.registry.attach_evidence(case.model, [file, html], digest, body["decision"], str(file))
+    log.info("model %s version %s: %s, evidence %s", case.model.name, case.model.version, body["decision"], digest)
+    report = ReportRef(
+        name="evidence", uri=str(file), digest=digest, passed=decision.passed, html=str(html),
+        summary={"decision": body["decision"], "failed": list(decision.failed)},
+    )  # fmt: skip
+    return _result(case, spec, decision, report, champion)
+
+
+def load_policy(path: str) -> GatePolicy:
+    """Return the policy in a YAML or JSON file.
+
+    Raises:
+        SpecError: the file is missing, is no YAML, or says something that a policy does not know.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(tables.local_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SpecError(f"gate policy {path} cannot be read: {error}") from error
+    return codec.decode(GatePolicy, {} if data is None else data, f"gate policy {Path(path).name}")
+
+
+def _open(spec: GateSpec) -> _Case:
+    policy = load_policy(spec.policy)
+    if spec.model.version is None:
+        raise invalid("model", spec.model.name, "a registered version", "register it first")
+    registry = Registry.from_env()
+    registered = registry.get(spec.model.name, spec.model.version)
+    if registered.digest != spec.model.digest:
+        raise IntegrityError(
+            f"model {spec.model.name!r} version {spec.model.version} is {registered.digest} in the registry, not "
+            f"{spec.model.digest}"
+        )
+    folder = registry.fetch(spec.model)
+    evaluation = _read(spec.evaluation, "evaluation report")
+    _about(evaluation, spec.model, "evaluation report")
+    return _Case(registry, registered, folder, models.read_manifest(folder), evaluation, policy)
+
+
+def _read(ref: ReportRef, what: str) -> dict[str, Any]:
+    """Return a report, proven by its digest."""
+    path = tables.local_path(ref.uri)
+    try:
+        found = tables.file_digest(path)
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{what} {path} cannot be read: {error}") from error
+    if found != ref.digest:
+        raise IntegrityError(f"{what} {path} has digest {found}, not {ref.digest}: it was changed")
+    if not isinstance(body, dict):
+        raise DataError(f"{what} {path} is not a JSON object")
+    return body
+
+
+def _about(body: Mapping[str, Any], model: ModelRef, what: str) -> None:
+    found = (body.get("model") or {}).get("digest")
+    if found != model.digest:
+        raise IntegrityError(f"{what} is about model {found}, not {model.digest} ({model.name} {model.version})")
+
+
+def _champion(case: _Case, spec: GateSpec, info: RunInfo) -> Optional[ModelRef]:
+    """Return who held the alias for data of the end of the run's interval, apart from what this very run promoted.
+
+    So a backfilled challenger meets the champion of its own time, and judging again meets the same one.
+    """
+    at = info.interval.end if info.interval else None
+    return case.registry.holder(case.model.name, spec.alias, at, apart_from=f"{info.dag_id}/{info.run_id}")
+
+
+def _facts(case: _Case, spec: GateSpec, champion: Optional[ModelRef]) -> Facts:
+    report, policy = case.evaluation, case.policy
+    return Facts(
+        rows=int(report["test"]["rows"]),
+        metrics=report["metrics"],
+        worst_slice=report.get("worst_slice") or {},
+        comparison=_compare(case, spec, policy.challenge, champion) if policy.challenge else None,
+        quality=None if policy.min_quality is None else _quality(case.manifest, spec.quality),
+        parity=_parity(case, spec.parity),
+        missing_lineage=_missing(case),
+        approved_by=spec.approved_by,
+    )
+
+
+def _parity(case: _Case, ref: Optional[ReportRef]) -> Optional[dict[str, Any]]:
+    if ref is None:
+        return None
+    body = _read(ref, "parity report")
+    _about(body, case.model, "parity report")
+    return body
+
+
+def _missing(case: _Case) -> tuple[str, ...]:
+    """Return what the chain of custody lacks, in the package or on the version."""
+    missing = list(case.manifest.provenance.missing())
+    tags = case.registry.tags(case.model.name, case.model.version or "")
+    if tags.get("airflow_ml.provenance") != codec.canonical(case.manifest.provenance):
+        missing.append("provenance on the version (it differs from the package's)")
+    return tuple(missing)
+
+
+def _quality(manifest: Manifest, roots: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the quality of the batches in the window of the training set."""
+    from airflow_ml_provider.stages.validate.series import read_series
+
+    until = Interval.of(manifest.trained_until, manifest.trained_until + timedelta(seconds=1)).key
+    window = manifest.training.interval
+    since = window.key if window and window.start < manifest.trained_until else ""
+    found = []
+    for root in roots:
+        for point in read_series(root):
+            if since <= point["interval"] < until:
+                overall = (point["quality"] or {}).get("overall")
+                found.append({"interval": point["interval"], "overall": overall, "passed": bool(point["passed"])})
+    return found
+
+
+def _compare(case: _Case, spec: GateSpec, challenge: Challenge, champion: Optional[ModelRef]) -> Comparison:
+    if champion is None:
+        return Comparison()
+    if champion.digest == case.model.digest:
+        return Comparison(champion=champion.version, same=True)
+    if spec.test is None:
+        raise invalid("test", None, "given when the policy has a challenge", "pass the locked test set")
+    table = _test_rows(case, spec, spec.test)
+    from airflow_ml_provider.stages.gate.challenge import paired
+
+    challenger = Scorer(case.folder)
+    scores = challenger.score(table)
+    try:
+        holder = Scorer(case.registry.fetch(champion))
+        held = holder.score(table)
+    except DataError as error:
+        return Comparison(champion=champion.version, rows=table.num_rows, problem=f"the champion cannot score: {error}")
+    gain = paired(
+        table.column(spec.label).to_numpy(), scores, held,
+        metric=challenge.metric, thresholds=(challenger.manifest.threshold, holder.manifest.threshold),
+        confidence=challenge.confidence, resamples=challenge.resamples, seed=_seed(case.model, champion, spec.test),
+    )  # fmt: skip
+    return Comparison(
+        champion.version, gain.challenger, gain.champion, gain.gain, gain.low, gain.high, table.num_rows,
+        note=_advantage(case.evaluation, champion),
+    )  # fmt: skip
+
+
+def _test_rows(case: _Case, spec: GateSpec, test: DatasetRef) -> Any:
+    """Return the labelled test rows of the model's segment, proven to be those of the evaluation."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    judged = case.evaluation["test"]["digest"]
+    if test.digest != judged:
+        raise IntegrityError(f"test set {test.name!r} has digest {test.digest}, the evaluation used {judged}")
+    path = tables.local_path(test.uri)
+    try:
+        found = tables.file_digest(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"test set {test.name!r} at {path} cannot be read: {error}") from error
+    if found != test.digest:
+        raise IntegrityError(f"test set {test.name!r} at {path} has digest {found}, not {test.digest}: it was changed")
+    if spec.label not in table.schema.names:
+        raise DataError(f"test set {test.name!r} lacks the label {spec.label!r}")
+    mask = pc.and_(models.segment_mask(table, case.model.segment), pc.is_valid(table.column(spec.label)))
+    return table.filter(mask)
+
+
+def _advantage(evaluation: Mapping[str, Any], champion: ModelRef) -> str:
+    start = evaluation["test"].get("start")
+    if start and champion.trained_until and champion.trained_until.isoformat() > start:
+        return f"the champion has seen data until {champion.trained_until.isoformat()}, so some of the test rows"
+    return ""
+
+
+def _seed(*refs: Ref) -> int:
+    """Return a seed that belongs to what is compared, so that judging again draws the same resamples."""
+    return int(codec.digest([ref.digest for ref in refs]).partition(":")[2][:12], 16)
+
+
+def _digests(case: _Case, spec: GateSpec) -> dict[str, str]:
+    predictions = (case.evaluation.get("predictions") or {}).get("digest")
+    found = {
+        "evaluation": spec.evaluation.digest,
+        "test": case.evaluation["test"]["digest"],
+        "predictions": predictions,
+        "parity": spec.parity.digest if spec.parity else None,
+    }
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def _result(
+    case: _Case, spec: GateSpec, decision: Decision, report: ReportRef, champion: Optional[ModelRef]
+) -> GateResult:
+    links = {"evidence": report.html or report.uri}
+    if page := case.registry.version_url(case.model):
+        links["mlflow"] = page
+    tests = [
+        {
+            "name": c.name, "passed": c.passed, "observed": c.observed, "expected": c.expected or None,
+            "description": c.note, "type": "gate",
+        }
+        for c in decision.criteria
+    ]  # fmt: skip
+    given = (case.model, spec.evaluation, spec.test, spec.parity, champion)
+    return GateResult(
+        status="ok" if decision.passed else "refused",
+        reason=decision.reason and f"{case.model.name} version {case.model.version}: {decision.reason}",
+        inputs=tuple(ref for ref in given if ref is not None),
+        outputs=(report,),
+        metrics={c.name: float(c.observed) for c in decision.criteria if c.observed is not None},
+        links=links,
+        facets={"run": {"tests": tests, "provenance": case.manifest.provenance}},
+        passed=decision.passed,
+        evidence=report,
+        model=case.model,
+        failed=decision.failed,
+    )

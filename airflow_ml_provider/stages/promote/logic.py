@@ -1,0 +1,88 @@
+"""May an alias move to a candidate? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Literal, Optional
+
+from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.refs import ModelRef
+
+Outcome = Literal["move", "already", "refuse"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the alias moves, and why not.
+
+    Attributes:
+        outcome: `move` it; the candidate `already` is the champion; `refuse`.
+        reason: one sentence with what was compared; empty for `move`.
+    """
+
+    outcome: Outcome
+    reason: str = ""
+
+
+def may_promote(
+    candidate: ModelRef,
+    holders: Sequence[ModelRef],
+    *,
+    backfill: Literal["never", "newer"],
+    info: RunInfo,
+    rolled_back: Collection[str] = (),
+) -> Verdict:
+    """Return whether an alias may move to `candidate`, evidence aside.
+
+    It moves only forward: the candidate's data must be newer than that of every holder, in any kind of run.
+
+    Parameters:
+        candidate: the version.
+        holders: who holds the alias by MLflow and by the journal: one version, or two after a move that was not
+            completed; none before the first promotion.
+        backfill: what backfilled and cleared runs may do: `never` move it, or as others when the data is `newer`.
+        info: the run.
+        rolled_back: digests that were rolled back from.
+    """
+    for holder in holders:
+        if holder.digest == candidate.digest:
+            return Verdict("already", f"already champion: version {holder.version} is this very model")
+    if candidate.digest in rolled_back:
+        return Verdict(
+            "refuse",
+            f"{_name(candidate)} was rolled back from; bring it back with a rollback to it, or train another model",
+        )
+    old = "a backfilled" if info.reason == "backfill" else "a cleared" if info.cleared else ""
+    if old and backfill == "never":
+        return Verdict("refuse", f"{_name(candidate)} comes from {old} run, and those never promote by this policy")
+    if candidate.trained_until is None:
+        return Verdict("refuse", f"{_name(candidate)} does not say until when it was trained")
+    for holder in holders:
+        if holder.trained_until is None:
+            return Verdict("refuse", f"{_name(holder)} holds the alias and does not say until when it was trained")
+        if candidate.trained_until <= holder.trained_until:
+            return Verdict(
+                "refuse",
+                f"{_name(candidate)} is not newer than the champion: trained until "
+                f"{_time(candidate.trained_until)}, version {holder.version} until {_time(holder.trained_until)}",
+            )
+    return Verdict("move")
+
+
+def effective_from(candidate: ModelRef, info: RunInfo, now: datetime) -> datetime:
+    """Return from which moment on data is scored by the candidate: the end of the run's interval, else now.
+
+    Never before the end of what it was trained on, so that no row is scored by a model that has seen its outcome.
+    """
+    moment = info.interval.end if info.interval else now
+    return max(moment, candidate.trained_until) if candidate.trained_until else moment
+
+
+def _name(ref: ModelRef) -> str:
+    return f"{ref.name} version {ref.version}"
+
+
+def _time(moment: Optional[datetime]) -> str:
+    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC" if moment else "an unknown time"
