@@ -1,0 +1,141 @@
+"""What all stage operators share: runtime, publishing, refusals, errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from airflow_ml_provider.exceptions import DataError, SpecError, Unavailable
+from airflow_ml_provider.operators._base import StageOperator, summary
+from airflow_ml_provider.refs import DatasetRef
+from airflow_ml_provider.stages import Result, Spec
+
+DAY = datetime(2013, 1, 5, tzinfo=timezone.utc)
+ROWS = DatasetRef(name="rows", uri="/data/rows.parquet", digest="sha256:1", rows=3)
+
+
+@dataclass(frozen=True)
+class EchoResult(Result):
+    dataset: DatasetRef | None = None
+
+
+@dataclass(frozen=True)
+class EchoSpec(Spec):
+    """A stage that answers what it is asked to."""
+
+    stage: ClassVar[str] = "echo"
+    entry: ClassVar[str] = ""
+    result: ClassVar[type[Result]] = EchoResult
+    status: str = "ok"
+
+
+class FakeRuntime:
+    """A runtime that returns what the spec says, or raises."""
+
+    def __init__(self, error: Exception | None = None):
+        self.error, self.env, self.cancelled = error, None, False
+
+    def call(self, spec, info, env):
+        self.env = dict(env)
+        if self.error:
+            raise self.error
+        return EchoResult(
+            status=spec.status, reason="because", outputs=(ROWS,), dataset=ROWS, facets={"run": {"big": "x" * 10}}
+        )
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class EchoOperator(StageOperator):
+    def __init__(self, status="ok", **kwargs):
+        self.status = status
+        super().__init__(**kwargs)
+
+    def build_spec(self, interval, context):
+        return EchoSpec(status=self.status)
+
+
+class Ti(SimpleNamespace):
+    def xcom_push(self, key, value):
+        self.pushed[key] = value
+
+
+def context(outlets=()):
+    ti = Ti(
+        dag_id="d", task_id="t", run_id="r", map_index=None, dag_version_id=None, bundle_instance=None, pushed={}
+    )  # fmt: skip
+    run = SimpleNamespace(run_type="scheduled", run_after=DAY, clear_number=0)
+    events = {asset: SimpleNamespace(extra={}) for asset in outlets}
+    return {
+        "ti": ti, "dag_run": run, "params": {}, "outlet_events": events,
+        "data_interval_start": DAY, "data_interval_end": DAY + timedelta(days=1),
+    }  # fmt: skip
+
+
+def make(runtime=None, **kwargs):
+    return EchoOperator(task_id="t", runtime=runtime or FakeRuntime(), **kwargs)
+
+
+def test_result_goes_to_xcom_without_facets_and_refs_get_their_own_keys():
+    ctx = context()
+    value = make().execute(ctx)
+    assert value["dataset"]["digest"] == "sha256:1"
+    assert "facets" not in value
+    assert ctx["ti"].pushed == {"dataset": value["dataset"]}
+
+
+def test_outlets_learn_window_and_digests():
+    asset = Asset(name="rows", uri="x-ml://rows")
+    ctx = context([asset])
+    make(outlets=[asset]).execute(ctx)
+    extra = ctx["outlet_events"][asset].extra
+    assert extra["partition"] == "2013-01-05"
+    assert extra["digests"] == {"rows": "sha256:1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "on_refusal", "raised"),
+    [
+        ("refused", "fail", AirflowFailException),
+        ("refused", "skip", AirflowSkipException),
+        ("skipped", "fail", AirflowSkipException),
+    ],
+)
+def test_refusals_push_their_report_before_they_raise(status, on_refusal, raised):
+    ctx = context()
+    with pytest.raises(raised, match="because"):
+        make(status=status, on_refusal=on_refusal).execute(ctx)
+    assert ctx["ti"].pushed["return_value"]["status"] == status
+
+
+def test_terminal_errors_are_not_retried_and_retryable_ones_are():
+    with pytest.raises(AirflowFailException, match="bad rows"):
+        make(FakeRuntime(DataError("bad rows"))).execute(context())
+    with pytest.raises(Unavailable):
+        make(FakeRuntime(Unavailable("away"))).execute(context())
+
+
+def test_kill_reaches_the_runtime():
+    runtime = FakeRuntime()
+    make(runtime).on_kill()
+    assert runtime.cancelled
+
+
+def test_bad_arguments_fail_when_the_dag_is_parsed():
+    with pytest.raises(SpecError, match="on_refusal must be one of fail, skip"):
+        make(on_refusal="explode")
+    with pytest.raises(SpecError, match="runtime"):
+        make(runtime=42)
+
+
+def test_summary_is_plain_json():
+    import json
+
+    assert json.loads(json.dumps(summary(EchoResult(dataset=ROWS))))["dataset"]["rows"] == 3
