@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Optional
+from typing import ClassVar, Literal, Optional, get_args
 
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.intervals import Interval
@@ -31,6 +31,32 @@ class Column:
     known_at: Optional[str] = None
     aliases: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.type not in get_args(ColumnType):
+            raise unknown_name("column type", str(self.type), get_args(ColumnType))
+
+
+def check_columns(columns: Mapping[str, Column]) -> None:
+    """Check what columns say of each other: names and aliases are unique, `known_at` names a timestamp column.
+
+    Raises:
+        SpecError: they are not, or there is no column at all.
+    """
+    if not columns:
+        raise invalid("columns", dict(columns), "at least one column")
+    owner: dict[str, str] = {}
+    for name, column in columns.items():
+        for title in (name, *column.aliases):
+            # Table engines do not tell upper from lower case in the names of columns.
+            if owner.setdefault(title.lower(), name) != name:
+                raise SpecError(f"column name or alias {title!r} belongs to both {owner[title.lower()]!r} and {name!r}")
+        if column.known_at is None:
+            continue
+        if column.known_at not in columns:
+            raise unknown_name(f"known_at of column {name!r}:", column.known_at, columns)
+        if columns[column.known_at].type != "timestamp":
+            raise invalid(f"known_at of column {name!r}", column.known_at, "the name of a timestamp column")
+
 
 @dataclass(frozen=True)
 class IngestResult(Result):
@@ -39,8 +65,11 @@ class IngestResult(Result):
     Attributes:
         dataset: the rows of the interval (or the merged table).
         quarantine: dead letters of the interval, with a reason for each; none when there are none.
-        counts: `files`, `duplicate_files`, `bad_files`, `read`, `accepted`, `duplicates`, `quarantined`.
-        files: per file its `name`, `digest`, `rows`, `status` (accepted, duplicate, quarantined, empty) and `reason`.
+        counts: `files`, `duplicate_files`, `bad_files`, and of rows `read` = `accepted` + `duplicates` +
+            `quarantined`. Rows of a file that is quarantined as a whole count as far as they could be read; a file
+            with the same bytes as an earlier one is not read again.
+        files: per file its `name`, `digest`, `rows`, `quarantined` (rows), `status` (accepted, duplicate, quarantined,
+            empty), `reason` and `ignored` (columns that nobody expects).
     """
 
     dataset: Optional[DatasetRef] = None
@@ -55,18 +84,24 @@ class IngestSpec(Spec):
 
     Attributes:
         name: name of the dataset.
-        source: path or glob of the landing files of the interval.
+        source: path or glob (`**` for any folders) of the landing files of the interval; `{partition}`,
+            `{start:%Y%m%d}` and `{end:%Y%m%d}` stand for the interval's key and bounds, in every kind of run. The name
+            tells the format: `.csv`, `.jsonl` or `.ndjson`, plain or with `.gz` or `.zst`. Names that begin with a dot
+            are not seen.
         target: root folder of the table.
         interval: the window of the files; its key names the partition.
         columns: the expected columns; a file that lacks one is quarantined as a whole.
-        key: columns that identify a row; empty means whole rows.
-        version: column of which the highest value wins among rows of one key; none keeps the last in file order.
+        key: columns that identify a row, and without a value in which a row is a dead letter; empty means whole rows.
+        version: column of which the highest value wins among rows of one key; among equals, and without a version, the
+            last in order of file name and line.
         mode: `overwrite` replaces the partition of the interval; `merge` updates the table by key.
         partition_by: in merge mode, the date or timestamp column whose UTC day names a row's partition; none keeps
             one file.
         null_values: texts that mean "no value".
         quarantine: root folder of the dead letters; by default `TARGET` with `_quarantine` appended.
-        on_missing: no file at all is an error (`fail`) or an empty interval (`empty`).
+        on_missing: no file at all is an error (`fail`; the task's retries look again) or an empty interval (`empty`).
+        delimiter: the character between the fields of a CSV file.
+        memory_gib: what the table engine may hold in memory before it spills to the temporary folder (GiB).
     """
 
     stage: ClassVar[str] = "ingest"
@@ -84,10 +119,18 @@ class IngestSpec(Spec):
     null_values: tuple[str, ...] = ("", "NA", "NULL", "null")
     quarantine: Optional[str] = None
     on_missing: Literal["fail", "empty"] = "fail"
+    delimiter: str = ","
+    memory_gib: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.columns:
-            raise invalid("columns", self.columns, "at least one column")
+        for field_name in ("name", "source", "target"):
+            if not getattr(self, field_name):
+                raise invalid(field_name, getattr(self, field_name), "a text that is not empty")
+        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\r\n\0':
+            raise invalid("delimiter", self.delimiter, "one ASCII character that is neither a quote nor a line end")
+        if self.memory_gib <= 0:
+            raise invalid("memory_gib", self.memory_gib, "greater than 0 (GiB)")
+        check_columns(self.columns)
         for what, names in (
             ("key column", self.key),
             ("version column", (self.version,)),
@@ -100,6 +143,9 @@ class IngestSpec(Spec):
             raise SpecError("mode 'merge' needs key columns; give key=(…) or use mode 'overwrite'")
         if self.mode == "overwrite" and self.partition_by:
             raise SpecError("partition_by is for mode 'merge'; in mode 'overwrite' the interval is the partition")
+        if self.partition_by and self.columns[self.partition_by].type not in ("date", "timestamp"):
+            found = self.columns[self.partition_by].type
+            raise invalid(f"type of the partition_by column {self.partition_by!r}", found, "date or timestamp")
 
     def requires(self) -> dict[str, str]:
         return {"duckdb": "duckdb", "pyarrow": "pyarrow"}
