@@ -137,9 +137,11 @@ class Graph:
         """Return the run that made a dataset, in that version if it is known.
 
         Of several the newest counts. Runs that only pass a dataset on (read and write it, as a promotion does with a
-        model version) count only when no other made it. `before` prefers what had ended by then.
+        model version) count only when no other made it, and a run that made partitions of a table made those, though
+        an outlet may name the table. `before` prefers what had ended by then.
         """
-        runs = [self.runs[i] for i in self._made.get(dataset, ())]
+        parts = self._parts.get(dataset, set())
+        runs = [run for run in map(self.runs.__getitem__, self._made.get(dataset, ())) if not parts & set(run.outputs)]
         makers = [r for r in runs if dataset not in r.inputs] or runs
         exact = [r for r in makers if version and r.outputs[dataset].version == version] or makers
         timely = [r for r in exact if not before or r.time <= before] or exact

@@ -110,7 +110,7 @@ def test_rows_that_came_after_the_cutoff_are_not_in_the_training() -> None:
     model = Dataset("mlflow", "delay/1")
     assert of_uri(LANDING[6].uri) in graph.upstream(model)  # 7 January, inside the window
     assert of_uri(LANDING[7].uri) not in graph.upstream(model)
-    assert of_uri(LANDING[7].uri) in graph.upstream(PREDICTION)  # as the scored day
+    assert of_uri(LANDING[7].uri) in graph.upstream(PREDICTION)  # as the day that was scored
 
 
 def test_downstream_finds_what_a_bad_file_has_touched() -> None:
@@ -208,3 +208,14 @@ def test_reading_a_folder_with_one_file_per_event(tmp_path: Path) -> None:
 def test_no_events() -> None:
     with pytest.raises(DataError, match="no lineage events at /nowhere"):
         Graph.read(Path("/nowhere"))
+
+
+def test_an_outlet_that_names_the_table_adds_nothing() -> None:
+    """Airflow's START event lists a task's outlets; the end tells which partition it was."""
+    found = pipeline()
+    for event in found:
+        if event["eventType"] == "START" and event["job"]["name"] == "dag.features":
+            event["outputs"] = [{"namespace": "file", "name": "/s/view"}]
+    graph = Graph(found)
+    assert of_uri(LANDING[7].uri) not in graph.upstream(Dataset("mlflow", "delay/1"))
+    assert "file:/s/view" not in [str(step.dataset) for step in graph.chain(PREDICTION, of_uri(LANDING[3].uri))]
