@@ -33,9 +33,17 @@ class LineageHook(BaseHook):
         """Return the file or folder with the events.
 
         Raises:
-            SpecError: the connection names none.
+            SpecError: there is no such connection, or it names no path.
         """
-        host = self.get_connection(self.lineage_conn_id).host
+        from airflow.sdk.exceptions import AirflowNotFoundException
+
+        try:
+            host = self.get_connection(self.lineage_conn_id).host
+        except AirflowNotFoundException as error:
+            raise SpecError(
+                f"connection {self.lineage_conn_id!r} is not defined; create it with type lineage_events and the path "
+                "of the events as host"
+            ) from error
         if not host:
             raise SpecError(f"connection {self.lineage_conn_id!r} has no path; put that of the events into its host")
         return Path(host)

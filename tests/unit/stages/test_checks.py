@@ -15,6 +15,7 @@ from airflow_ml_provider import codec, tables
 from airflow_ml_provider.exceptions import SpecError, Unavailable
 from airflow_ml_provider.stages import checks
 from airflow_ml_provider.stages.checks import AliasCheck, Answer, FreshnessCheck, LabelsCheck, PartitionCheck
+from airflow_ml_provider.testing import tracking
 
 UTC = timezone.utc
 
@@ -131,12 +132,11 @@ class TestAlias:
     pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
 
     @pytest.fixture
-    def registry(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    def registry(self, tmp_path: Path) -> object:
         pytest.importorskip("mlflow")
         from airflow_ml_provider.registry import Registry
 
-        self.env = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-        monkeypatch.setenv("MLFLOW_REGISTRY_URI", "")
+        self.env = {"MLFLOW_TRACKING_URI": tracking.embedded(tracking.template(), tmp_path)}
         return Registry.from_env(self.env)
 
     def add(self, registry: object) -> str:
