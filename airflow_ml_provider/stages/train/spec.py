@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Optional
@@ -11,6 +12,9 @@ from airflow_ml_provider.refs import DatasetRef, ModelRef
 from airflow_ml_provider.stages import Result, Spec
 
 Engine = Literal["lightgbm", "sklearn", "torch", "function"]
+Encoding = Literal["auto", "ordinal", "one_hot", "indexed"]
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,9 @@ class Launch:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise invalid("processes", self.processes, "at least 1")
-        if self.keep < 1:
-            raise invalid("keep", self.keep, "at least 1")
+        for name, least in (("processes", 1), ("max_restarts", 0), ("snapshot_every", 0), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise invalid(f"launch.{name}", getattr(self, name), f"at least {least}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class TrainSpec(Spec):
         output: root folder for packages and snapshots.
         label: column with 0 or 1.
         timestamp: column with the time of a row; the newest rows are the validation rows.
-        features: columns to learn from; empty takes all but `exclude`, label and timestamp. Text columns are
-            categorical.
+        features: columns to learn from; empty takes all but `exclude`, label, timestamp and the segment's columns.
+            Text columns are categorical.
         exclude: columns that identify rows and are never learnt from.
         engine: `lightgbm`, `sklearn` (logistic regression or `params.estimator`), `torch` (a network for tables),
             `function` (the user's).
@@ -83,9 +86,12 @@ class TrainSpec(Spec):
         segment: column values that this model is for; rows that differ are left out.
         function: the user's function, for engine `function`.
         launch: processes and snapshots, for engines `torch` and `function`.
-        validation: share of the newest training rows that is used for early stopping and calibration.
+        validation: share of the newest training rows that is used for early stopping and the operating point.
         seed: seed of everything random.
         experiment: MLflow experiment; none trains without tracking.
+        encoding: what the model sees: `ordinal` (numbers as they are, categories as ranks: trees), `one_hot`
+            (standardised numbers, a column per category: linear models), `indexed` (standardised numbers, categories
+            as indices: embeddings); `auto` takes what suits the engine, and `one_hot` for a function.
     """
 
     stage: ClassVar[str] = "train"
@@ -106,23 +112,28 @@ class TrainSpec(Spec):
     validation: float = 0.15
     seed: int = 0
     experiment: Optional[str] = None
+    encoding: Encoding = "auto"
 
     def __post_init__(self) -> None:
+        if not _SAFE_NAME.match(self.name):
+            raise invalid("name", self.name, "letters, digits and _ . - (it names a folder)")
         if not 0 < self.validation < 1:
             raise invalid("validation", self.validation, "in (0, 1)", "give a fraction, not percent")
+        if not 0 <= self.seed < 2**31:
+            raise invalid("seed", self.seed, "in [0, 2**31)")
         if (self.engine == "function") != (self.function is not None):
             raise SpecError("engine 'function' and the argument function go together; use @task.train")
         if self.launch.processes > 1 and self.engine not in ("torch", "function"):
             raise invalid("launch.processes", self.launch.processes, f"1 for engine {self.engine!r}")
 
     def requires(self) -> dict[str, str]:
-        needs = {"pyarrow": "pyarrow", "duckdb": "duckdb", "onnx": "onnx", "onnxruntime": "onnxruntime"}
+        needs = {"numpy": "numpy", "pyarrow": "pyarrow", "onnx": "onnx", "onnxruntime": "onnxruntime"}
         if self.engine == "lightgbm":
             needs.update({"lightgbm": "lightgbm", "onnxmltools": "onnxmltools"})
         elif self.engine == "sklearn":
             needs.update({"sklearn": "scikit-learn", "skops": "skops", "skl2onnx": "skl2onnx"})
-        elif self.engine == "torch":
-            needs.update({"torch": "torch", "safetensors": "safetensors"})
+        elif self.engine == "torch" or self.launch.processes > 1:
+            needs.update({"torch": "torch", "safetensors": "safetensors", "onnxscript": "onnxscript"})
         if self.experiment:
             needs["mlflow"] = "mlflow-skinny"
         return needs

@@ -1,0 +1,189 @@
+"""The folder that training leaves behind: written aside, put in place whole, found again by a retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+from airflow_ml_provider import codec, models, tables
+from airflow_ml_provider.exceptions import Conflict, DataError
+from airflow_ml_provider.models import Manifest
+from airflow_ml_provider.provenance import Provenance, RunInfo
+from airflow_ml_provider.stages.train import data, export, logic
+from airflow_ml_provider.stages.train.native import Native
+from airflow_ml_provider.stages.train.session import Run
+from airflow_ml_provider.stages.train.spec import TrainResult, TrainSpec
+from airflow_ml_provider.stages.train.tracking import Tracked
+
+SNAPSHOTS, TRACKING = "snapshots", "tracking.json"
+_SAMPLE = 1000
+
+
+def place(spec: TrainSpec, info: RunInfo) -> Path:
+    """Return the folder of a training's package: the same for all tries, another one for every task instance."""
+    root = tables.local_path(spec.output)
+    return root / logic.model_name(spec.name, spec.segment) / logic.identity(spec, info)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keep others from training into `folder` meanwhile, and mend what a killed one left.
+
+    Raises:
+        Conflict: another process, such as an earlier try that is still alive, is at it.
+    """
+    import fcntl
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f".{folder.name}.lock", "w") as lock:  # the kernel lets go of it when its holder dies
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another process is training into {folder}; an earlier try may still be alive") from None
+        aside, old = _beside(folder)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+def finished(folder: Path, spec: TrainSpec) -> bool:
+    """Whether `folder` holds a whole package that was made from the same data by the same settings."""
+    try:
+        manifest = models.read_manifest(folder)
+        return manifest.recipe == logic.recipe(spec) and bool(models.package_digest(folder))
+    except DataError:
+        return False
+
+
+def write(
+    folder: Path,
+    spec: TrainSpec,
+    rows: data.Rows,
+    run: Run,
+    native: Native,
+    origin: Provenance,
+    tracked: Optional[Tracked],
+) -> Manifest:
+    """Put the package of a fitted model in the place of whatever is in `folder`; return its manifest.
+
+    Raises:
+        DataError: the ONNX export does not score as the model does.
+    """
+    aside, _ = _beside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    name = logic.model_name(spec.name, spec.segment)
+    scores = native.score(run.validation.numpy()[0])
+    graph = export.serving_graph(run.preprocessor, native.graph(), name)
+    worst = export.check(graph, run.preprocessor, run.validation.table, scores)
+    native.save(aside)
+    (aside / models.ONNX).write_bytes(graph)
+    text = json.dumps(codec.encode(run.preprocessor), indent=1, ensure_ascii=False)
+    (aside / models.PREPROCESS).write_text(text, encoding="utf-8")
+    if tracked:
+        (aside / TRACKING).write_text(json.dumps(codec.encode(tracked), indent=1), encoding="utf-8")
+    _write_rows(aside, spec, run, scores)
+    _write_reference(aside, spec, rows)
+    manifest = Manifest(
+        name=name,
+        engine=spec.engine,
+        inputs=run.preprocessor.inputs,
+        label=spec.label,
+        training=spec.dataset,
+        trained_until=spec.dataset.interval.end if spec.dataset.interval else rows.latest,
+        segment=dict(spec.segment),
+        metrics={
+            **{f"validation_{key}": value for key, value in logic.quality(run.validation.labels, scores).items()},
+            "rows": len(rows.labels),
+            "rows_validation": len(run.validation),
+            "onnx_max_difference": worst,
+        },
+        provenance=origin,
+        run_id=tracked.run_id if tracked else None,
+        recipe=logic.recipe(spec),
+    )
+    models.write_manifest(aside, manifest)
+    return manifest
+
+
+def commit(folder: Path) -> None:
+    """Put the written package in place, in a step that a kill cannot halve; snapshots are done with."""
+    aside, old = _beside(folder)
+    for path in aside.iterdir():
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def result(folder: Path, spec: TrainSpec) -> TrainResult:
+    """Return the result of the training whose package is in `folder`."""
+    manifest = models.read_manifest(folder)
+    model = models.describe(folder)
+    rows, validation = (int(manifest.metrics[key]) for key in ("rows", "rows_validation"))
+    lineage = {"score": [[spec.dataset.uri, column] for column in manifest.inputs]}
+    return TrainResult(
+        reason=f"{model.name} ({model.engine}): {rows - validation} rows, validated on the {validation} newest",
+        inputs=(spec.dataset,),
+        outputs=(model,),
+        metrics=manifest.metrics,
+        links=_links(folder),
+        facets={
+            "inputs": {spec.dataset.uri: {"input_rows": rows}},
+            "outputs": {model.uri: {"column_lineage": lineage}},
+            "run": {"provenance": codec.encode(manifest.provenance), "model": codec.encode(model)},
+        },
+        model=model,
+    )
+
+
+def _links(folder: Path) -> Mapping[str, str]:
+    try:
+        link = json.loads((folder / TRACKING).read_text(encoding="utf-8"))["link"]
+    except FileNotFoundError:
+        return {}
+    return {"mlflow": link} if link else {}
+
+
+def _write_rows(aside: Path, spec: TrainSpec, run: Run, scores: Any) -> None:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = run.validation
+    native = models.arrow_array(np.asarray(scores, np.float64))
+    validation = pa.table(
+        {
+            models.VALIDATION_TIME: part.table.column(spec.timestamp),
+            models.VALIDATION_LABEL: models.arrow_array(part.labels.astype(np.int8)),
+            models.SAMPLE_SCORE: native,
+        }
+    )
+    pq.write_table(validation, aside / models.VALIDATION, compression="zstd")
+    chosen = np.unique(np.linspace(0, len(part) - 1, min(_SAMPLE, len(part))).round().astype(np.int64))
+    sample = part.table.select(list(run.preprocessor.inputs)).append_column(models.SAMPLE_SCORE, native)
+    pq.write_table(sample.take(models.arrow_array(chosen)), aside / models.SAMPLE, compression="zstd")
+
+
+def _write_reference(aside: Path, spec: TrainSpec, rows: data.Rows) -> None:
+    """Write the profile of the training rows, and of the scores of rows that the model was not fitted to."""
+    from airflow_ml_provider.stages.monitor.sketch import sketch_parquet
+
+    profile = sketch_parquet(data.files(spec.dataset), rows.inputs, where=spec.segment or None)
+    scores = sketch_parquet([aside / models.VALIDATION], {models.SAMPLE_SCORE: "float"})
+    columns = {**profile.columns, models.SCORE: scores.columns[models.SAMPLE_SCORE]}
+    (aside / models.REFERENCE).write_text(replace(profile, columns=columns).to_json(), encoding="utf-8")
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"

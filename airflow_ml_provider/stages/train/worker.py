@@ -1,0 +1,65 @@
+"""One rank of a training that torchrun started: `python -m airflow_ml_provider.stages.train.worker FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from airflow_ml_provider import codec, tables
+from airflow_ml_provider.exceptions import MlError, StageFailed
+from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.stages.train import engines, launch
+from airflow_ml_provider.stages.train.session import Ranks
+from airflow_ml_provider.stages.train.spec import TrainSpec
+
+
+def main(folder: Path) -> int:
+    """Train as the rank that torchrun says; leave the result, or the error, in `folder`."""
+    launch.end_with(int(os.environ[launch.AGENT]))
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s\t%(name)s\t%(message)s")
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    path = folder / f"outcome-{ranks.rank}.json"
+    path.unlink(missing_ok=True)  # of the time before a restart
+    call = json.loads((folder / launch.CALL).read_text(encoding="utf-8"))
+    spec, info = codec.decode(TrainSpec, call["spec"], "spec"), codec.decode(RunInfo, call["info"], "info")
+    try:
+        result = _train(spec, info, ranks)
+    except Exception as error:  # noqa: BLE001 - the stage raises it, with its traceback
+        tables.write_text(path, json.dumps({"error": _told(error)}))
+        return 1
+    if result is not None:
+        tables.write_text(path, json.dumps({"result": codec.encode(result)}, allow_nan=False))
+    return 0
+
+
+def _train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Any:
+    import torch
+    from torch import distributed
+
+    local = int(os.environ["LOCAL_RANK"])
+    on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    if on_gpus:
+        torch.cuda.set_device(local)
+    torch.set_num_threads(1)
+    distributed.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        return engines.train(spec, info, ranks)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    kind = type(error).__name__ if isinstance(error, MlError) else StageFailed.__name__
+    message = str(error) if isinstance(error, MlError) else f"{type(error).__name__}: {error}"
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return {"type": kind, "message": message, "traceback": trace, "time": time.time()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
