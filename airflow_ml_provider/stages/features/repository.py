@@ -1,0 +1,299 @@
+"""A Feast repository: its definitions, its registry and its online store, safe against concurrent runs and crashes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Optional
+
+from airflow_ml_provider import codec, tables
+from airflow_ml_provider.exceptions import Conflict, SpecError
+from airflow_ml_provider.intervals import Interval
+from airflow_ml_provider.stages.features.logic import Pick, View
+
+STORE_VARIABLE = "ML_FEATURE_STORE"
+CONFIG, DEFINITIONS, APPLIED, LOCK = "feature_store.yaml", "definitions.py", "applied.json", ".lock"
+LOCK_TIMEOUT_S = 600.0
+
+_SQL_TYPES = {
+    "STRING": "VARCHAR", "INT32": "INTEGER", "INT64": "BIGINT", "FLOAT32": "FLOAT", "FLOAT64": "DOUBLE",
+    "BOOL": "BOOLEAN", "UNIX_TIMESTAMP": "TIMESTAMPTZ", "BYTES": "BLOB",
+}  # fmt: skip
+
+
+def feast() -> Any:
+    """Import Feast without typeguard, which would parse and compile nineteen of its classes anew: half of the time."""
+    if "feast" not in sys.modules and find_spec("typeguard"):
+        typeguard: Any = importlib.import_module("typeguard")
+        checked = typeguard.typechecked
+        typeguard.typechecked = lambda target=None, **_: (lambda cls: cls) if target is None else target
+        try:
+            return importlib.import_module("feast")
+        finally:
+            typeguard.typechecked = checked
+    return importlib.import_module("feast")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What a repository defines.
+
+    Attributes:
+        path: its folder.
+        store: root folder of the data; `${ML_FEATURE_STORE}` in `feature_store.yaml`.
+        objects: the Feast objects of `definitions.py`.
+        views: feature views over files, by name.
+        services: feature services by name.
+    """
+
+    path: Path
+    store: Path
+    objects: Sequence[Any] = field(repr=False)
+    views: Mapping[str, View]
+    services: Mapping[str, Sequence[Pick]]
+
+    @property
+    def folder(self) -> Path:
+        """Where the lock and the digest of what was applied are kept."""
+        return self.store / "feast"
+
+    def digest(self) -> str:
+        """Return the digest of all definitions."""
+        protos = [_timeless(item.to_proto()).SerializeToString(deterministic=True).hex() for item in self.objects]
+        config = (self.path / CONFIG).read_text(encoding="utf-8")
+        return codec.digest([str(self.store), config, sorted(protos)])
+
+
+def load(repo: Path, store: Path) -> Repository:
+    """Return the repository in a folder; its `definitions.py` is run with `ML_FEATURE_STORE` in the environment.
+
+    Raises:
+        SpecError: a file is missing or does not work, or a feature view lacks its schema.
+    """
+    fe = feast()
+    for name in (CONFIG, DEFINITIONS):
+        if not (repo / name).is_file():
+            raise SpecError(f"{repo} holds no {name}; a Feast repository needs {CONFIG} and {DEFINITIONS}")
+    with _variable(store), _path(repo):
+        try:
+            names = runpy.run_path(str(repo / DEFINITIONS))
+        except Exception as error:
+            raise SpecError(f"{repo / DEFINITIONS} failed: {type(error).__name__}: {error}") from error
+    kinds = (
+        fe.Entity,
+        fe.FeatureView,
+        fe.OnDemandFeatureView,
+        fe.FeatureService,
+        fe.Project,
+        fe.data_source.DataSource,
+    )
+    objects = list({id(v): v for v in names.values() if isinstance(v, kinds)}.values())
+    entities = {e.name: e for e in objects if isinstance(e, fe.Entity)}
+    views = {
+        v.name: _view(v, entities, store)
+        for v in objects
+        if isinstance(v, fe.FeatureView) and isinstance(v.batch_source, fe.FileSource)
+    }
+    if not views:
+        raise SpecError(f"{repo / DEFINITIONS} defines no feature view over files; define at least one FeatureView")
+    services = {s.name: _picks(s, views) for s in objects if isinstance(s, fe.FeatureService)}
+    return Repository(repo, store, objects, views, services)
+
+
+def open_store(repo: Path, store: Optional[Path] = None, registry: Optional[Path] = None) -> Any:
+    """Return Feast's `FeatureStore` of a repository.
+
+    Parameters:
+        store: what `${ML_FEATURE_STORE}` means; by default what the environment says.
+        registry: file to use instead of the one that the repository names.
+    """
+    fe = feast()
+    from feast.repo_config import load_repo_config
+
+    with _variable(store):
+        config = load_repo_config(repo, repo / CONFIG)
+        if registry is not None:
+            config.registry.path = str(registry)
+        return fe.FeatureStore(repo_path=str(repo), config=config)
+
+
+class Session:
+    """A repository opened for change, by one process at a time; see `session`."""
+
+    def __init__(self, repository: Repository, store: Any) -> None:
+        self.repository, self.store = repository, store
+        self.changed = False
+
+    def apply(self) -> bool:
+        """Register the definitions, and remove what is not defined any more, unless that was done already."""
+        applied = self.repository.folder / APPLIED
+        digest = self.repository.digest()
+        known = {view.name for view in self.store.list_feature_views()}
+        if applied.exists() and applied.read_text(encoding="utf-8") == digest and set(self.repository.views) <= known:
+            return False
+        self.store.apply(list(self.repository.objects), objects_to_delete=self._obsolete(), partial=False)
+        self.changed = True
+        return True
+
+    def newest(self, view: str, interval: Interval) -> datetime:
+        """Return the end of the newest interval of a view that was materialised; at least that of `interval`.
+
+        Only materialisations that began after `interval` count, so one with an end far in the future changes nothing.
+        """
+        recorded = self.store.get_feature_view(view).materialization_intervals
+        later: list[datetime] = [end for start, end in recorded if start >= interval.end]
+        return max([interval.end, *later])
+
+    def record(self, view: str, interval: Interval) -> None:
+        """Note in the registry that an interval of a view is in the online store."""
+        feature_view = self.store.get_feature_view(view)
+        if (interval.start, interval.end) in feature_view.materialization_intervals:
+            return
+        project = self.store.project
+        self.store.registry.apply_materialization(feature_view, project, interval.start, interval.end, commit=False)
+        self.store.registry.commit()
+        self.changed = True
+
+    def _obsolete(self) -> list[Any]:
+        kept = {(type(item).__name__, item.name) for item in self.repository.objects}
+        store = self.store
+        there = [*store.list_feature_services(), *store.list_feature_views(), *store.list_entities()]
+        return [item for item in there if (type(item).__name__, item.name) not in kept and item.name != "__dummy"]
+
+
+@contextmanager
+def session(repository: Repository, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Session]:
+    """Open a repository for change: one process at a time, and a registry file that is replaced in one step.
+
+    Feast itself neither locks its file registry nor writes it in one step. Other registries are used as they are.
+
+    Raises:
+        Conflict: another run held the lock for longer than `timeout_s`.
+    """
+    with locked(repository.folder / LOCK, timeout_s):
+        target = _registry_file(repository)
+        if target is None:
+            opened = Session(repository, open_store(repository.path, repository.store))
+            yield opened
+        else:
+            aside = target.with_name(f".{target.name}.tmp")
+            aside.unlink(missing_ok=True)
+            if target.exists():
+                shutil.copyfile(target, aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            opened = Session(repository, open_store(repository.path, repository.store, aside))
+            yield opened
+            if opened.changed:
+                os.replace(aside, target)
+            aside.unlink(missing_ok=True)
+        if opened.changed:
+            tables.write_text(repository.folder / APPLIED, repository.digest())
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the kernel lets go of it when the process ends, however it ends."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    with open(path, "a", encoding="utf-8") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Conflict(f"{path} was locked by another run for more than {timeout_s:g} s") from None
+                time.sleep(0.05)
+        yield
+
+
+def _registry_file(repository: Repository) -> Optional[Path]:
+    config = open_store(repository.path, repository.store).config.registry
+    path = str(config.path)
+    if config.registry_type != "file" or "://" in path:
+        return None
+    return Path(path) if Path(path).is_absolute() else repository.path / path
+
+
+def _view(view: Any, entities: Mapping[str, Any], store: Path) -> View:
+    source = view.batch_source
+    if not view.features:
+        raise SpecError(f"feature view {view.name!r} has no schema; list its features as Field(name=…, dtype=…)")
+    column = {feature: name for name, feature in source.field_mapping.items()}
+    keys = [entities[name].join_key for name in view.entities if name in entities]
+    if len(keys) != len(view.entities) or not keys:
+        raise SpecError(f"feature view {view.name!r} needs entities that {DEFINITIONS} defines, got {view.entities}")
+    path = source.path[len("file://") :] if source.path.startswith("file://") else source.path
+    inside = Path(path).is_absolute() and (store / "tables") in Path(path).parents
+    types = {f.name: _SQL_TYPES[f.dtype.name] for f in view.features if getattr(f.dtype, "name", "") in _SQL_TYPES}
+    return View(
+        name=view.name,
+        path=path,
+        table=Path(path).relative_to(store / "tables").parts[0] if inside else None,
+        event=source.timestamp_field,
+        created=source.created_timestamp_column or None,
+        ttl_s=view.ttl.total_seconds() if view.ttl else 0.0,
+        keys={key: column.get(key, key) for key in keys},
+        features={f.name: column.get(f.name, f.name) for f in view.features},
+        types=types,
+        online=bool(view.online),
+    )
+
+
+def _picks(service: Any, views: Mapping[str, View]) -> list[Pick]:
+    picks = []
+    for projection in service.feature_view_projections:
+        if projection.name not in views:
+            raise SpecError(f"feature service {service.name!r} uses {projection.name!r}, which is no view over files")
+        view, mapped = views[projection.name], dict(projection.join_key_map or {})
+        keys = {key: mapped.get(key, key) for key in view.keys}
+        names = tuple(feature.name for feature in projection.features)
+        picks.append(Pick(view, names, projection.name_alias or view.name, keys))
+    return picks
+
+
+def _timeless(message: Any) -> Any:
+    """Remove what Feast adds to a definition from the clock: when the object was made."""
+    for descriptor, value in message.ListFields():
+        if descriptor.name in ("meta", "created_timestamp", "last_updated_timestamp"):
+            message.ClearField(descriptor.name)
+        elif descriptor.message_type and not descriptor.message_type.GetOptions().map_entry:
+            for part in value if isinstance(value, Sequence) else [value]:
+                _timeless(part)
+    return message
+
+
+@contextmanager
+def _variable(store: Optional[Path]) -> Iterator[None]:
+    before = os.environ.get(STORE_VARIABLE)
+    if store is not None:
+        os.environ[STORE_VARIABLE] = str(store)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(STORE_VARIABLE, None)
+        else:
+            os.environ[STORE_VARIABLE] = before
+
+
+@contextmanager
+def _path(folder: Path) -> Iterator[None]:
+    """Let `definitions.py` import modules beside it."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
