@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Optional
 
@@ -11,6 +12,8 @@ from airflow_ml_provider.refs import DatasetRef, ReportRef
 from airflow_ml_provider.stages import Result, Spec
 
 Severity = Literal["none", "warn", "significant"]
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class DriftPolicy:
         min_auc: AUC on arrived labels below this is significant; none leaves performance out of the decision.
         min_labels: fewer labels than this are not judged.
         window: how many of the last batches are looked at …
-        needed: … and how many of them must be significant before training starts again (hysteresis).
-        recover: batches without a significant one that end an episode; within one episode training starts once.
+        needed: … and how many of them must be significant before training starts again (hysteresis). Batches that
+            could not be judged are passed over, here and below.
+        recover: batches in a row without a significant one that end an episode; within one episode training starts
+            once.
         cooldown: after a start, so many batches pass before the next one.
         backfill: whether a backfilled or cleared run may start training.
     """
@@ -66,6 +71,13 @@ class DriftPolicy:
     backfill: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise invalid("alpha", self.alpha, "in (0, 1)", "give a fraction, not percent")
+        if self.min_auc is not None and not 0 <= self.min_auc <= 1:
+            raise invalid("min_auc", self.min_auc, "in [0, 1]", "give a fraction, not percent")
+        for name in ("min_rows", "min_labels"):
+            if getattr(self, name) < 1:
+                raise invalid(name, getattr(self, name), "at least 1")
         if not 0 < self.share <= 1:
             raise invalid("share", self.share, "in (0, 1]", "give a fraction, not percent")
         if not 1 <= self.needed <= self.window:
@@ -123,6 +135,10 @@ class MonitorSpec(Spec):
     policy: DriftPolicy = field(default_factory=DriftPolicy)
 
     def __post_init__(self) -> None:
+        if not _SAFE_NAME.match(self.name):
+            raise invalid("name", self.name, "letters, digits and _ . - (it names a folder)")
+        if not self.models:
+            raise invalid("models", self.models, "at least one registered name")
         if self.labels and not self.key:
             raise invalid("key", self.key, "given when labels are: they are joined to predictions by it")
         if self.interval is None:
