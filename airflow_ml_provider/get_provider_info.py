@@ -8,6 +8,7 @@ _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = ("ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor")
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
+_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
 _ALL_FIELDS = ("port", "login", "password", "schema", "extra")
 
 
@@ -36,9 +37,7 @@ def get_provider_info() -> dict[str, Any]:
             {"name": "train", "class-name": f"{_PACKAGE}.decorators.train.train_task"},
             {"name": "ingest", "class-name": f"{_PACKAGE}.decorators.ingest.ingest_task"},
         ],
-        "extra-links": [
-            f"{_PACKAGE}.links.{name}" for name in ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
-        ],
+        "extra-links": [f"{_PACKAGE}.links.{name}" for name in _LINKS],
         "cli": [f"{_PACKAGE}.cli.definition.get_ml_cli_commands"],
         "config": _configuration(),
     }
@@ -108,13 +107,20 @@ def _configuration() -> dict[str, Any]:
             "options": {
                 "documents": {
                     "description": (
-                        "Folders, separated by commas, whose reports (HTML, JSON and images) the page of this provider "
-                        "may show to users who are logged in. Nothing else is ever served; empty serves nothing."
+                        "Folders, separated by commas, whose reports (pages, JSON, pictures) the web server may show "
+                        "to users who are logged in. Nothing else is ever served; empty serves nothing."
                     ),
                     "version_added": "0.1.0",
                     "type": "string",
                     "example": "/data/ml/store",
                     "default": "",
+                },
+                "mlflow_conn_id": {
+                    "description": "Connection to the MLflow whose models the page of this provider shows.",
+                    "version_added": "0.1.0",
+                    "type": "string",
+                    "example": None,
+                    "default": "mlflow_default",
                 },
             },
         }

@@ -270,7 +270,8 @@ def _provenance(result: Optional[Told], info: Optional[RunInfo], told: Mapping[s
     """Return the provenance that the stage tells, completed by what is known of every run."""
     body = dict(told)
     if info:
-        body["why"] = body.get("why") or provenance.why(info)
+        # A gate tells the provenance of the model it judges; why this run was started is its own.
+        body["why"] = provenance.why(info)
         body["code"] = body.get("code") or provenance.code(info)
         body["interval"] = codec.encode(info.interval)
     body["data"] = body.get("data") or {ref.name: ref.digest for ref in (result.inputs if result else ())}

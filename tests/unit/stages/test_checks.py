@@ -213,3 +213,33 @@ def test_what_waiting_cannot_mend_is_raised() -> None:
         checks.poll(Failing(SpecError("bad")), dict)
     with pytest.raises(SpecError, match="check 'failing' needs pyarrow; install it where sensors run"):
         checks.poll(Failing(ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow")), dict)
+
+
+class TestDrift:
+    @pytest.fixture
+    def series(self, tmp_path: Path) -> str:
+        from airflow_ml_provider.stages.monitor.logic import Entry
+        from airflow_ml_provider.stages.monitor.series import folder, write
+
+        place = folder(str(tmp_path), "late")
+        write(place, Entry("2013-01-04", severity="significant", drift_share=0.9))
+        write(place, Entry("2013-01-05", severity="warn", drift_share=0.25))
+        write(place, Entry("2013-01-06", severity="none"))
+        return str(tmp_path)
+
+    def test_severity_or_share_of_exactly_that_interval(self, series: str) -> None:
+        ask = lambda day, **kwargs: checks.DriftCheck(series, "late", f"2013-01-{day}", **kwargs).ask({}).done  # noqa: E731
+        assert ask("04")
+        assert not ask("05")
+        assert ask("05", severity="warn")
+        assert ask("05", share=0.25)
+        assert not ask("05", share=0.26)
+        assert not ask("06", severity="warn", share=0.0)
+
+    def test_what_it_says(self, series: str) -> None:
+        assert checks.DriftCheck(series, "late", "2013-01-05", "warn").ask({}) == Answer(
+            True,
+            "late 2013-01-05: severity warn, 25% of the columns drifted",
+            {"interval": "2013-01-05", "severity": "warn", "drift_share": 0.25},
+        )
+        assert checks.DriftCheck(series, "late", "2013-01-07").ask({}).message.endswith("no point for 2013-01-07 yet")
