@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from airflow_ml_provider.exceptions import DataError, invalid
 from airflow_ml_provider.intervals import Interval
@@ -31,10 +32,10 @@ def local_path(uri: str) -> Path:
     Raises:
         SpecError: the URI has another scheme; buckets are reached through a mounted folder.
     """
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    if parts.scheme and "://" in uri:
+    found = re.match(r"file:(?://(?:localhost)?)?(/.*)\Z", uri, re.DOTALL | re.IGNORECASE)
+    if found:
+        return Path(unquote(found.group(1)))  # all of it: `?` and `#` are characters of globs and names here
+    if re.match("[A-Za-z][A-Za-z0-9+.-]*://", uri):
         raise invalid(
             "location", uri, "a path or a file:// URI", "mount the bucket (CSI, gcsfuse, s3fs) and give its path"
         )

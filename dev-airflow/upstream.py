@@ -81,7 +81,7 @@ WITH local AS (
 SELECT
     strftime(local_day, '%Y-%m-%d') || '-' || carrier || flight || '-' || origin AS flight_id,
     timed.* EXCLUDE (year), p.year AS plane_year, p.seats,
-    CASE WHEN dep_time IS NULL THEN 'cancelled' WHEN actual_arrival IS NULL THEN 'diverted' ELSE 'arrived' END AS ending,
+    CASE WHEN dep_time IS NULL THEN 'cancelled' WHEN arr_delay IS NULL THEN 'diverted' ELSE 'arrived' END AS ending,
     -- The data does not say when a cancellation or diversion was announced: an hour after the scheduled departure, and
     -- when the flight was expected to land (an hour after take-off at the earliest).
     CASE ending

@@ -157,7 +157,14 @@ def _result(
     metrics: dict[str, float],
 ) -> IngestResult:
     inputs = tuple(
-        DatasetRef(f"landing/{spec.name}", f.path, f.digest, format=f.format, interval=spec.interval, rows=f.rows)
+        DatasetRef(
+            name=f"landing/{spec.name}",
+            uri=f.path,
+            digest=f.digest,
+            format=f.format,
+            interval=spec.interval,
+            rows=None if f.status == "duplicate" else f.rows,  # it was not read again
+        )
         for f in files
     )
     outputs = tuple(ref for ref in (dataset, dead) if ref is not None)
@@ -168,7 +175,7 @@ def _result(
         why=provenance.why(info),
     )
     facets = {
-        "inputs": {ref.uri: {"input_rows": ref.rows} for ref in inputs},
+        "inputs": {ref.uri: {"input_rows": ref.rows or 0} for ref in inputs},
         "outputs": {ref.uri: {"quality_metrics": {"row_count": ref.rows}} for ref in outputs},
         "run": {"provenance": made_from},
     }

@@ -54,6 +54,11 @@ class FileReport:
     quarantined: int = 0
     ignored: tuple[str, ...] = ()
 
+    def same_as(self, later: FileReport) -> bool:
+        """Return whether a later file brings nothing but what this one brought already."""
+        known = self.status in ("accepted", "empty")
+        return known and (self.digest, self.format) == (later.digest, later.format)
+
     def public(self) -> dict[str, object]:
         """Return the entry for `IngestResult.files`."""
         return {

@@ -118,13 +118,15 @@ def blocks(path: Path) -> Iterator[Block]:
         BadFile: it is cut off, damaged, not UTF-8, or has a line of more than `MAX_LINE` bytes.
     """
     number, rest = 1, b""
-    for position, chunk in enumerate(_chunks(path)):
-        text = rest + (chunk.removeprefix(b"\xef\xbb\xbf") if position == 0 else chunk)
+    for chunk in _chunks(path):
+        text = rest + chunk
         cut = text.rfind(b"\n") + 1 if chunk else len(text)
         body, rest = text[:cut], text[cut:]
         if len(rest) > MAX_LINE:
             raise BadFile(f"line {number + body.count(10)} is longer than {MAX_LINE} bytes: not a file of rows")
         if body:
+            if number == 1:
+                body = body.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
             _check_text(body, number)
             plain = b'"' not in body and b"\0" not in body
             if plain and b"\r" in body:
@@ -271,7 +273,8 @@ def _take_quoted(batch: Batch, number: int, line: bytes, lines: Lines, width: in
         fields = next(csv.reader(feed(), delimiter=delimiter, strict=True))
         reason = "" if len(fields) == width else _width(len(fields), width)
     except csv.Error as error:
-        fields, reason = [], f"broken line: {error}"
+        text = "a carriage return outside quotes" if "new-line character" in str(error) else str(error)
+        fields, reason = [], f"broken line: {text}"
     if reason:
         lines.put_back(taken[1:])
         batch.broken.append(Broken(number, line.rstrip(b"\r").decode(), reason))

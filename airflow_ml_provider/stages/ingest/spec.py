@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Optional, get_args
+from typing import Any, ClassVar, Literal, Optional, Union, get_args
 
+from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.refs import DatasetRef
@@ -34,6 +35,19 @@ class Column:
     def __post_init__(self) -> None:
         if self.type not in get_args(ColumnType):
             raise unknown_name("column type", str(self.type), get_args(ColumnType))
+
+
+def as_columns(columns: Mapping[str, Union[Column, str, Mapping[str, Any]]]) -> dict[str, Column]:
+    """Return columns with the short forms spelt out: a type's name, or a mapping with the fields of `Column`.
+
+    Raises:
+        SpecError: a type, a key or a value is wrong; the message names the column.
+    """
+    full: dict[str, Column] = {}
+    for name, value in columns.items():
+        body = {"type": value} if isinstance(value, str) else value
+        full[name] = codec.decode(Column, body, f"columns.{name}")
+    return full
 
 
 def check_columns(columns: Mapping[str, Column]) -> None:

@@ -28,7 +28,7 @@ def stage(connection: Any, spec: IngestSpec, base: Path, paths: Sequence[Path]) 
     for number, path in enumerate(paths):
         name, digest = path.relative_to(base).as_posix(), tables.file_digest(path)
         report = FileReport(name, str(path), digest, reader.file_format(path))
-        twin = next((f for f in files if f.digest == digest), None)
+        twin = next((f for f in files if f.same_as(report)), None)
         files.append(report)
         if twin is not None:
             report.status, report.reason = "duplicate", f"same bytes as {twin.name}"
