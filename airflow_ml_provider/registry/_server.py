@@ -10,12 +10,13 @@ from typing import Any, Optional
 
 from airflow_ml_provider.exceptions import Conflict, DataError, MissingLibrary, MlError, SpecError, Unavailable
 
-# A task that waits for a dead server holds a worker: MLflow's own defaults add up to more than ten minutes.
-PATIENCE = {
+# A task that waits for a dead server holds a worker: MLflow's own patience adds up to more than ten minutes.
+DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
@@ -28,7 +29,7 @@ def environment(env: Mapping[str, str]) -> Iterator[None]:
 
     Calls with an environment of their own take turns, so that no thread works with another one's credentials.
     """
-    for name, value in PATIENCE.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not env:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from airflow_ml_provider.provenance import Provenance
 from airflow_ml_provider.refs import DatasetRef, ModelRef, ReportRef
 
 CARRIERS, ORIGINS = ("AA", "B6", "UA"), ("EWR", "JFK", "LGA")
+_SCALES = {"distance": 1000.0, "hour": 10.0}
 MIDNIGHT = datetime(2013, 1, 1, tzinfo=timezone.utc)
 
 
@@ -56,6 +57,7 @@ def package(
     *,
     seed: int = 0,
     skill: float = 1.0,
+    features: Sequence[str] = ("distance", "hour", "carrier"),
     segment: Mapping[str, str] | None = None,
     trained_until: datetime = MIDNIGHT,
     run_id: str | None = None,
@@ -65,6 +67,7 @@ def package(
 
     Parameters:
         skill: what the coefficients are multiplied by; 0 knows nothing, -1 is always wrong.
+        features: what the model knows; without `hour` it is a weak one.
     """
     import numpy as np
     import pyarrow as pa
@@ -73,71 +76,66 @@ def package(
 
     folder.mkdir(parents=True, exist_ok=True)
     table = rows(seed=seed)
-    carrier = np.array(table["carrier"].to_pylist())
-    numbers = np.column_stack([table["distance"].to_numpy(), table["hour"].to_numpy()])
-    scaled = numbers / [1000.0, 10.0]
-    fitted = LogisticRegression().fit(np.column_stack([scaled, *[carrier == c for c in CARRIERS]]), table["label"])
-    weights = fitted.coef_[0] * skill
-    numeric, effects, bias = (
-        weights[:2] / [1000.0, 10.0],
-        dict(zip(CARRIERS, weights[2:], strict=True)),
-        fitted.intercept_[0],
-    )
-    _write_onnx(folder / models.ONNX, numeric, effects, bias)
-    native = 1 / (1 + np.exp(-(numbers @ numeric + [effects[c] for c in carrier] + bias)))
+    columns = {name: table.column(name).to_numpy() / scale for name, scale in _SCALES.items() if name in features}
+    if "carrier" in features:
+        carrier = np.array(table["carrier"].to_pylist())
+        columns.update({c: (carrier == c).astype(float) for c in CARRIERS})
+    matrix = np.column_stack(list(columns.values()))
+    fitted = LogisticRegression().fit(matrix, table["label"])
+    weights, bias = fitted.coef_[0] * skill, float(fitted.intercept_[0])
+    _write_onnx(folder / models.ONNX, dict(zip(columns, weights.tolist(), strict=True)), bias)
+    native = 1 / (1 + np.exp(-(matrix @ weights + bias)))
     sample = table.drop_columns(["label"]).append_column(models.SAMPLE_SCORE, pa.array(native))
     pq.write_table(sample.slice(0, 200), folder / models.SAMPLE)
     training = DatasetRef(name="training", uri="file:///training", digest=f"sha256:{seed:064x}", rows=table.num_rows)
-    models.write_manifest(
-        folder,
-        Manifest(
-            name=name,
-            engine="sklearn",
-            inputs={"distance": "float", "hour": "float", "carrier": "string"},
-            label="label",
-            training=training,
-            trained_until=trained_until,
-            threshold=threshold,
-            segment=dict(segment or {}),
-            metrics={"auc": 0.8},
-            provenance=Provenance(
-                code={"package": "0"},
-                data={training.name: training.digest},
-                environment={"python": "3", "digest": "sha256:0"},
-                randomness={"seed": seed},
-                why={"reason": "manual"},
-            ),
-            run_id=run_id,
+    manifest = Manifest(
+        name=name,
+        engine="sklearn",
+        inputs={feature: "string" if feature == "carrier" else "float" for feature in features},
+        label="label",
+        training=training,
+        trained_until=trained_until,
+        threshold=threshold,
+        segment=dict(segment or {}),
+        metrics={"auc": 0.8},
+        provenance=Provenance(
+            code={"package": "0"},
+            data={training.name: training.digest},
+            environment={"python": "3", "digest": "sha256:0"},
+            randomness={"seed": seed},
+            why={"reason": "manual"},
         ),
+        run_id=run_id,
     )
+    models.write_manifest(folder, manifest)
     return models.describe(folder)
 
 
-def _write_onnx(path: Path, numeric: Any, effects: Mapping[str, float], bias: float) -> None:
-    """Write logit = numeric · (distance, hour) + effect of the carrier + bias, then a sigmoid."""
-    from onnx import TensorProto, checker, helper
+def _write_onnx(path: Path, weights: Mapping[str, float], bias: float) -> None:
+    """Write sigmoid(sum of weight * feature / scale + effect of the carrier + bias) as a graph."""
+    import numpy as np
+    from onnx import TensorProto, checker, helper, numpy_helper
 
-    inputs = [
-        helper.make_tensor_value_info("distance", TensorProto.FLOAT, [None, 1]),
-        helper.make_tensor_value_info("hour", TensorProto.FLOAT, [None, 1]),
-        helper.make_tensor_value_info("carrier", TensorProto.STRING, [None, 1]),
-    ]
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [2, 1], [float(x) for x in numeric])
-    offset = helper.make_tensor("b", TensorProto.FLOAT, [1], [float(bias)])
-    encoder = {
-        "keys_strings": list(effects),
-        "values_floats": [float(v) for v in effects.values()],
-        "default_float": 0.0,
-    }
-    nodes = [
-        helper.make_node("Concat", ["distance", "hour"], ["x"], axis=1),
-        helper.make_node("Gemm", ["x", "w", "b"], ["linear"]),
-        helper.make_node("LabelEncoder", ["carrier"], ["effect"], domain="ai.onnx.ml", **encoder),
-        helper.make_node("Add", ["linear", "effect"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["score"]),
-    ]
+    def constant(name: str, value: float) -> Any:
+        return numpy_helper.from_array(np.array([value], np.float32), name)
+
+    constants, inputs, nodes, total = [constant("bias", bias)], [], [], "bias"
+    for name, scale in _SCALES.items():
+        if name in weights:
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]))
+            constants.append(constant(f"{name}_weight", weights[name] / scale))
+            nodes.append(helper.make_node("Mul", [name, f"{name}_weight"], [f"{name}_part"]))
+            nodes.append(helper.make_node("Add", [total, f"{name}_part"], [f"{name}_sum"]))
+            total = f"{name}_sum"
+    if effects := {c: weights[c] for c in CARRIERS if c in weights}:
+        inputs.append(helper.make_tensor_value_info("carrier", TensorProto.STRING, [None, 1]))
+        table = {"keys_strings": list(effects), "values_floats": list(effects.values()), "default_float": 0.0}
+        nodes.append(helper.make_node("LabelEncoder", ["carrier"], ["effect"], domain="ai.onnx.ml", **table))
+        nodes.append(helper.make_node("Add", [total, "effect"], ["logit"]))
+        total = "logit"
+    nodes.append(helper.make_node("Sigmoid", [total], ["score"]))
     output = helper.make_tensor_value_info("score", TensorProto.FLOAT, [None, 1])
-    graph = helper.make_graph(nodes, "late", inputs, [output], [weights, offset])
+    graph = helper.make_graph(nodes, "late", inputs, [output], constants)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="airflow-ml-provider")
     checker.check_model(model)
