@@ -67,7 +67,7 @@ class EvaluateOperator(StageOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(operating_point, Mapping):
+        if isinstance(operating_point, Mapping) and "{{" not in str(operating_point):
             codec.decode(OperatingPoint, operating_point, "operating_point")
         self.model = model
         self.test = test
