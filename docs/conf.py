@@ -50,7 +50,7 @@ _CODE = re.compile(r"(`+[^`]+`+)")
 _STAGE_MODULES = {"spec", "checks", "series"}
 
 
-def skip_member(app, what, name, obj, skip, options):  # noqa: ANN001, ANN201
+def skip_member(app, what, name, obj, skip, options):
     """Leave out the inside of stages, and what is private."""
     parts = name.split(".")
     if parts[-1].startswith("_"):
@@ -61,8 +61,8 @@ def skip_member(app, what, name, obj, skip, options):  # noqa: ANN001, ANN201
     return skip
 
 
-def as_rst(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201
-    """Rewrite docstrings, which are plain text with `code` in backticks, so that nothing in them is markup by chance."""
+def as_rst(app, what, name, obj, options, lines):
+    """Rewrite docstrings, plain text with `code` in backticks, so that nothing in them is markup by chance."""
     for index, line in enumerate(lines):
         if line.lstrip().startswith((">>>", "...", "|")):
             continue
@@ -77,7 +77,7 @@ def as_rst(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201
         lines[index] = "".join(parts)
 
 
-def setup(app):  # noqa: ANN001, ANN201
+def setup(app):
     """Register the filter of the reference, and its reader of docstrings before napoleon's."""
     app.connect("autoapi-skip-member", skip_member)
     app.connect("autodoc-process-docstring", as_rst, priority=100)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from airflow_ml_provider import codec, tables
-from airflow_ml_provider.exceptions import DataError, MlError, StageCrashed
+from airflow_ml_provider.exceptions import DataError, MlError, StageCrashed, Unavailable
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.runtime import InProcess, Runtime
 from airflow_ml_provider.stages import Result, Spec
 
@@ -89,15 +90,18 @@ class RuntimeContract:
     def test_running_twice_changes_nothing(self, runtime: Runtime, spec: Spec, tmp_path: Path) -> None:
         assert_idempotent(spec, runtime=runtime, roots=[tmp_path])
 
-    def test_a_terminal_error_keeps_its_type_and_message(self, runtime: Runtime, tmp_path: Path) -> None:
+    def test_a_retryable_error_keeps_its_type_and_message(self, runtime: Runtime, tmp_path: Path) -> None:
         spec = ingest_spec(tmp_path)
         (tmp_path / "landing.csv").unlink()
-        with pytest.raises(DataError) as here:
-            InProcess().call(spec, RunInfo(interval=DAY), {})
-        with pytest.raises(DataError) as there:
-            runtime.call(spec, RunInfo(interval=DAY), {})
-        assert str(there.value) == str(here.value)
-        assert there.value.verdict == "terminal"
+        _assert_same_error(runtime, spec, Unavailable, "retryable")
+
+    def test_a_terminal_error_keeps_its_type_and_message(self, runtime: Runtime, tmp_path: Path) -> None:
+        from airflow_ml_provider.stages.validate.spec import ValidateSpec
+
+        (tmp_path / "rows.parquet").write_text("this is no Parquet")
+        rows = DatasetRef("rows", str(tmp_path / "rows.parquet"), "sha256:0", interval=DAY)
+        spec = ValidateSpec(dataset=rows, target=str(tmp_path / "table"), reports=str(tmp_path / "reports"))
+        _assert_same_error(runtime, spec, DataError, "terminal")
 
     def test_secrets_in_the_environment_do_not_stay(self, runtime: Runtime, spec: Spec) -> None:
         runtime.call(spec, RunInfo(interval=DAY), {"AIRFLOW_ML_TEST_SECRET": "s3cret"})
@@ -128,6 +132,16 @@ class RuntimeContract:
         assert not thread.is_alive()
         assert [type(error) for error in caught] == [StageCrashed]
         assert caught[0].verdict == "retryable"
+
+
+def _assert_same_error(runtime: Runtime, spec: Spec, kind: type[MlError], verdict: str) -> None:
+    with pytest.raises(kind) as here:
+        InProcess().call(spec, RunInfo(interval=DAY), {})
+    with pytest.raises(kind) as there:
+        runtime.call(spec, RunInfo(interval=DAY), {})
+    assert type(there.value) is type(here.value)
+    assert str(there.value) == str(here.value)
+    assert there.value.verdict == verdict
 
 
 def ingest_spec(folder: Path) -> Any:
