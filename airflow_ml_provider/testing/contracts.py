@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_ml_provider import codec, tables
-from airflow_ml_provider.exceptions import DataError, MlError, StageCrashed, Unavailable
+from airflow_ml_provider.exceptions import IntegrityError, MlError, StageCrashed, Unavailable
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef
@@ -98,10 +98,10 @@ class RuntimeContract:
     def test_a_terminal_error_keeps_its_type_and_message(self, runtime: Runtime, tmp_path: Path) -> None:
         from airflow_ml_provider.stages.validate.spec import ValidateSpec
 
-        (tmp_path / "rows.parquet").write_text("this is no Parquet")
+        (tmp_path / "rows.parquet").write_text("changed since its ref was made")
         rows = DatasetRef("rows", str(tmp_path / "rows.parquet"), "sha256:0", interval=DAY)
         spec = ValidateSpec(dataset=rows, target=str(tmp_path / "table"), reports=str(tmp_path / "reports"))
-        _assert_same_error(runtime, spec, DataError, "terminal")
+        _assert_same_error(runtime, spec, IntegrityError, "terminal")
 
     def test_secrets_in_the_environment_do_not_stay(self, runtime: Runtime, spec: Spec) -> None:
         runtime.call(spec, RunInfo(interval=DAY), {"AIRFLOW_ML_TEST_SECRET": "s3cret"})
