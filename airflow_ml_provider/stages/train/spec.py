@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional, get_args
 
-from airflow_ml_provider.exceptions import SpecError, invalid
+from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.refs import DatasetRef, ModelRef
 from airflow_ml_provider.stages import Result, Spec
 
@@ -117,6 +117,9 @@ class TrainSpec(Spec):
     def __post_init__(self) -> None:
         if not _SAFE_NAME.match(self.name):
             raise invalid("name", self.name, "letters, digits and _ . - (it names a folder)")
+        for name, kind in (("engine", Engine), ("encoding", Encoding)):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown_name(name, str(getattr(self, name)), get_args(kind))
         if not 0 < self.validation < 1:
             raise invalid("validation", self.validation, "in (0, 1)", "give a fraction, not percent")
         if not 0 <= self.seed < 2**31:

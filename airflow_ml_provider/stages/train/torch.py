@@ -231,11 +231,13 @@ def native(model: Any, features: int) -> Native:
     """Return a module that maps the matrix [N, F] to logits [N] or [N, 1] as it will be served.
 
     Raises:
-        SpecError: its output has another shape.
+        SpecError: it is no module, or its output has another shape.
     """
     import torch
 
     need("onnxscript", "safetensors")
+    if not isinstance(model, torch.nn.Module):
+        raise SpecError(f"torch gave a {type(model).__name__}; a training function must return a torch.nn.Module")
     net = (model.module if type(model).__name__ == "DistributedDataParallel" else model).cpu().eval()
     with torch.no_grad():
         shape = tuple(net(torch.zeros(3, features)).shape)
@@ -273,8 +275,9 @@ def _export(net: Any, features: int) -> Any:
         def forward(self, matrix: Any) -> Any:
             return torch.sigmoid(self.net(matrix)).reshape(-1, 1)
 
-    # The exporter talks to stdout and warns of its own deprecations.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # The exporter tells of every step of its own, and warns of its own deprecations.
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
