@@ -36,14 +36,14 @@ class ScoreSpec(Spec):
 
     Attributes:
         dataset: rows with the models' inputs.
-        models: registered names; each scores the rows of its segment.
+        models: registered names; each scores the rows of its segment, the first that fits a row scores it.
         target: root folder of the predictions.
         interval: the window; by default that of `dataset`.
         alias: the holder of this alias when the interval began does the scoring: data of an old interval is never
             scored by a model that was trained on later data.
         version: use this version of the (single) model instead.
-        keep: columns to carry over, such as the key.
-        batch_rows: rows in memory at a time, per core.
+        keep: columns to carry over, such as the key; empty carries all.
+        batch_rows: rows per batch; two batches per core are in memory at a time.
         providers: ONNX Runtime execution providers, in order of preference.
     """
 
