@@ -1,0 +1,136 @@
+"""A real Airflow, MLflow and upstream system for the system tests, in a temporary folder, on free ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "dev-airflow"))
+
+from airflow_api import AirflowApi  # noqa: E402
+from services import Stack  # noqa: E402
+
+# A policy that real models of a week of flights meet, one that none does, and a DAG with each.
+LENIENT = """\
+metrics: {auc: {at_least: 0.5}}
+min_rows: 50
+challenge: {metric: auc, min_gain: -0.5}
+min_quality: 0.5
+"""
+STRICT = "metrics: {auc: {at_least: 0.999}}\n"
+STRICT_DAG = """\
+# An Airflow DAG with a gate that nothing passes.
+from dataclasses import replace
+from pathlib import Path
+from airflow_ml_provider.templates import load_config, training_dag
+
+config = load_config(Path(__file__).parent / "flight_delay" / "pipeline.yaml")
+strict = replace(config.training, gate="strict.yaml", candidates=config.training.candidates[:1])
+training_dag(replace(config, training=strict), "flight_delay_strict")
+"""
+
+
+class Flights:
+    """The flights pipeline in a running Airflow."""
+
+    SCORING, TRAINING, ROLLBACK = "flight_delay_scoring", "flight_delay_training", "flight_delay_rollback"
+    STRICT = "flight_delay_strict"
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack, self.api = stack, AirflowApi(stack.airflow_url)
+
+    def drop(self, first: str, last: str) -> None:
+        self._upstream("drop", "--from", first, "--to", last)
+
+    def fix(self, day: str) -> None:
+        self._upstream("fix", "--day", day)
+
+    def _upstream(self, *args: str) -> None:
+        script = REPO / "dev-airflow" / "upstream.py"
+        subprocess.run(
+            [sys.executable, script, args[0], "--landing", self.stack.landing, *args[1:]],
+            check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(REPO)},
+        )  # fmt: skip
+
+    def backfill(self, dag_id: str, first: str, last: str, days: int, **kwargs) -> list[dict]:
+        """Backfill some days and return their runs once all have ended."""
+        self.api.backfill(dag_id, f"{first}T00:00:00Z", f"{last}T00:00:00Z", parallel=2, **kwargs)
+        return self.api.wait(
+            dag_id, lambda run: run["run_type"] == "backfill" and first <= str(run["logical_date"])[:10] <= last,
+            at_least=days, timeout_s=1500,
+        )  # fmt: skip
+
+    def run(self, dag_id: str, conf: dict | None = None, timeout_s: float = 900) -> dict:
+        """Start a run by hand and return it once it has ended."""
+        run_id = self.api.trigger(dag_id, conf)
+        (run,) = self.api.wait(dag_id, lambda run: run["dag_run_id"] == run_id, timeout_s=timeout_s)
+        return run
+
+    def states(self, dag_id: str, run: dict) -> dict[str, set[str]]:
+        """Return task id to the states of its task instances."""
+        found: dict[str, set[str]] = {}
+        for task in self.api.tasks(dag_id, run["dag_run_id"]):
+            found.setdefault(task["task_id"], set()).add(str(task["state"]))
+        return found
+
+    def why(self, dag_id: str, run: dict) -> str:
+        """Return what went wrong in a run, for the message of a failed assertion."""
+        run_logs = self.stack.state / "airflow" / "logs" / f"dag_id={dag_id}" / f"run_id={run['dag_run_id']}"
+        lines = [
+            line for log in sorted(run_logs.rglob("*.log")) for line in log.read_text(errors="replace").splitlines()
+        ]
+        errors = [line[:1500] for line in lines if '"level":"error"' in line or '"level":"warning"' in line]
+        return f"{self.states(dag_id, run)}\n" + "\n".join(errors[-12:])
+
+
+@pytest.fixture(scope="session")
+def flights(tmp_path_factory):
+    """The flights pipeline of `dags/`, started once for all system tests; backfills go before the first schedule."""
+    state = tmp_path_factory.mktemp("system")
+    dags = state / "dags"
+    shutil.copytree(REPO / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    (dags / "flight_delay" / "gate.yaml").write_text(LENIENT)
+    (dags / "flight_delay" / "strict.yaml").write_text(STRICT)
+    (dags / "flight_delay_strict.py").write_text(STRICT_DAG)
+    _patch(dags / "flight_delay" / "pipeline.yaml")
+    stack = Stack(state / "stack", dags=dags, ports=(0, 0), parallelism=3)
+    try:
+        stack.start(lambda text: None)
+        found = Flights(stack)
+        found.api.wait_for_dags(
+            [
+                found.SCORING,
+                found.TRAINING,
+                found.ROLLBACK,
+                found.STRICT,
+                "seattle_rain_scoring",
+                "seattle_rain_training",
+            ]
+        )
+        found.api.pool("training", 2)
+        for dag_id in (found.SCORING, found.TRAINING, found.ROLLBACK):
+            found.api.pause(dag_id, False)
+        yield found
+    finally:
+        stack.stop(lambda text: None)
+
+
+def _patch(config: Path) -> None:
+    """Make the pipeline smaller: two scheduled days, no scheduled training, quick candidates, quick retries."""
+    text = config.read_text()
+    for old, new in (
+        ('start: 2013-02-05, end: "${ML_LAST_DAY:-2013-02-11T00:00:00Z}"', "start: 2013-01-08, end: 2013-01-09"),
+        ('TUE", start: 2013-02-05, end: 2013-02-05', 'TUE", start: 2030-01-01, end: 2030-01-01'),
+        ("split: {test_s: 259200, gap_s: 21600}", "split: {test_s: 172800, gap_s: 21600}"),
+        ("launch: {processes: 2}", "params: {epochs: 2}, launch: {processes: 2}"),
+        ("operations:\n", "operations:\n  retry_delay_s: 1\n  max_retry_delay_s: 5\n"),
+    ):
+        assert old in text, old
+        text = text.replace(old, new)
+    config.write_text(text)
