@@ -17,7 +17,7 @@ from airflow_ml_provider.stages.monitor.spec import DriftPolicy
 
 LABEL, KNOWN_AT = "label", "label_known_at"
 # Columns of the predictions that say which model made them; predictions without them count as those of one model.
-MODEL, VERSION = ("model", "model_name"), ("model_version", "version")
+MODEL, VERSION = "model_name", "model_version"
 # Partitions are read from the newest on, so many at a time, until every label has found its prediction.
 _AT_ONCE = 32
 
@@ -117,10 +117,10 @@ def _match(connection: Any, root: str, key: Sequence[str], interval: Interval, w
         source = f"read_parquet([{files}], filename = true, union_by_name = true, hive_partitioning = false)"
         columns = _columns(connection, source)
         _require(columns, [*key, SCORE], tables.local_path(root))
-        model, version = (next((n for n in names if n in columns), "''") for names in (MODEL, VERSION))
+        model, version = (name if name in columns else "''" for name in (MODEL, VERSION))
         connection.execute(
             f"CREATE OR REPLACE TABLE found AS SELECT {keys}, label, filename, {model} AS model, {version} AS version, "  # noqa: S608
-            f"{SCORE} AS score FROM waiting JOIN {source} USING ({keys}) WHERE {SCORE} IS NOT NULL "
+            f"{SCORE} AS score FROM waiting JOIN {source} USING ({keys}) WHERE NOT isnan({SCORE}) "
             # Keys of one grain sort in time order, and so do the names of their folders.
             f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY filename DESC) = 1"
         )

@@ -71,7 +71,7 @@ class Store:
         )
         predictions = rows.select(["flight_id", "event_timestamp"]).append_column("score", self.scored(rows))
         names = [["late"] * rows.num_rows, ["1"] * rows.num_rows]
-        predictions = predictions.append_column("model", [names[0]]).append_column("model_version", [names[1]])
+        predictions = predictions.append_column("model_name", [names[0]]).append_column("model_version", [names[1]])
         packages.dataset(tables.partition(str(self.root / "predictions"), interval), predictions)
         if labels:
             arrived = rows.select(["flight_id", "event_timestamp", "label"])

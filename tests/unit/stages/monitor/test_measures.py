@@ -23,7 +23,8 @@ from airflow_ml_provider.stages.monitor.measures import (
     psi,
     wasserstein,
 )
-from airflow_ml_provider.stages.monitor.sketch import CAP, Numbers, Texts, _NumberScan, _TextScan
+from airflow_ml_provider.stages.monitor.scan import NumberScan, TextScan
+from airflow_ml_provider.stages.monitor.sketch import CAP, Numbers, Texts
 
 np = pytest.importorskip("numpy")
 pa = pytest.importorskip("pyarrow")
@@ -31,13 +32,13 @@ stats = pytest.importorskip("scipy.stats")
 
 
 def numbers(values):
-    scan = _NumberScan()
+    scan = NumberScan()
     scan.add(pa.array(values, pa.float64()))
     return scan.result()
 
 
 def texts(values):
-    scan = _TextScan()
+    scan = TextScan()
     scan.add(pa.array(values, pa.string()))
     return scan.result()
 

@@ -34,7 +34,9 @@ class Store:
     def predict(self, day, scores, version="1", model="late"):
         columns = {"id": list(scores), "score": pa.array(scores.values(), pa.float32())}
         rows = len(scores)
-        return self.put(self.predictions, day, {**columns, "model": [model] * rows, "model_version": [version] * rows})
+        return self.put(
+            self.predictions, day, {**columns, "model_name": [model] * rows, "model_version": [version] * rows}
+        )
 
     def label(self, day, labels, **more):
         columns = {"id": list(labels), "label": pa.array(labels.values(), pa.int32()), **more}

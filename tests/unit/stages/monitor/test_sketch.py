@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_ml_provider.exceptions import DataError, SpecError
-from airflow_ml_provider.stages.monitor import sketch
+from airflow_ml_provider.stages.monitor import scan, sketch
 from airflow_ml_provider.stages.monitor.sketch import Numbers, Sketch, Texts, sketch_parquet
 
 np = pytest.importorskip("numpy")
@@ -24,16 +24,16 @@ def write(path, columns, row_group_size=1000):
 
 
 def numbers(values):
-    scan = sketch._NumberScan()
-    scan.add(pa.array(values, pa.float64()))
-    return scan.result()
+    collected = scan.NumberScan()
+    collected.add(pa.array(values, pa.float64()))
+    return collected.result()
 
 
 def texts(values):
-    scan = sketch._TextScan()
+    collected = scan.TextScan()
     if values:
-        scan.add(pa.array(values, pa.string()))
-    return scan.result()
+        collected.add(pa.array(values, pa.string()))
+    return collected.result()
 
 
 def same(a: Numbers, b: Numbers) -> bool:
@@ -56,22 +56,22 @@ def small_cap(monkeypatch):
 class TestCodes:
     @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=50))
     def test_order_of_codes_is_order_of_values(self, values):
-        codes = sketch._codes(np.array(values, np.float64)).tolist()
+        codes = scan.codes_of(np.array(values, np.float64)).tolist()
         for a, b, x, y in zip(values, values[1:], codes, codes[1:], strict=False):
             assert (a < b) == (x < y)
             assert (a == b) == (x == y)
 
     @given(st.floats(width=32, allow_nan=False))
     def test_an_unshifted_code_is_the_value(self, value):
-        assert sketch.lower_edge(int(sketch._codes(np.array([value]))[0]), 0) == value
+        assert sketch.lower_edge(int(scan.codes_of(np.array([value]))[0]), 0) == value
 
     @given(st.floats(width=32, allow_nan=False), st.integers(0, 21))
     def test_a_value_lies_in_its_bin(self, value, shift):
-        code = int(sketch._codes(np.array([value]))[0]) >> shift
+        code = int(scan.codes_of(np.array([value]))[0]) >> shift
         assert sketch.lower_edge(code, shift) <= value <= sketch.lower_edge(code + 1, shift)
 
     def test_relative_width_of_a_bin(self):
-        code = int(sketch._codes(np.array([100.0]))[0]) >> 18
+        code = int(scan.codes_of(np.array([100.0]))[0]) >> 18
         width = sketch.lower_edge(code + 1, 18) - sketch.lower_edge(code, 18)
         assert width == 2.0  # 64 … 128 in 2^5 bins
 
