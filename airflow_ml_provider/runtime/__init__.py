@@ -46,7 +46,8 @@ class InProcess:
     def call(self, spec: Spec, info: RunInfo, env: Mapping[str, str]) -> Result:
         with _environment(env):
             result = stages.run(_through_json(spec), _through_json(info))
-        return _through_json(result)
+        seen: Result = _through_json(result)
+        return seen
 
     def cancel(self) -> None:
         """Nothing was started."""

@@ -1,4 +1,7 @@
-"""`python -m airflow_ml_provider.runtime STAGE --spec URI --result URI`: one stage, wherever it was carried to."""
+"""`python -m airflow_ml_provider.runtime STAGE --spec URI --result URI`: one stage, wherever it was carried to.
+
+The zip of `bundle` does the same as `python package.zip STAGE …`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Optional
 
 from airflow_ml_provider import stages, tables
@@ -43,8 +47,18 @@ def die_with(parent: int) -> None:
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
+    # It may have ended before the line above. That it is not the direct parent alone proves nothing: a wrapper script
+    # around Python may stand between.
+    if os.getppid() != parent and not _alive(parent):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 if __name__ == "__main__":

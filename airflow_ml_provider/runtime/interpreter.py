@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # Airflow's configuration, connections and variables are secrets that a stage has no business with.
 _WITHHELD = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW", "PYTHONPATH", "PYTHONHOME")
 _TAIL = 40
+_PATIENCE_S = 5.0  # for the last lines of output once the process has ended
 _running: set[subprocess.Popen[str]] = set()
 
 
@@ -60,7 +61,8 @@ class Interpreter:
             call, outcome, package = (Path(folder, name) for name in ("call.json", "outcome.json", "package.zip"))
             protocol.write_call(call, spec, info)
             package.write_bytes(bundle.build())
-            command = [python, "-m", "airflow_ml_provider.runtime", spec.stage]
+            # Not `-m`: that would look for the package in the working directory first.
+            command = [python, str(package), spec.stage]
             command += ["--spec", str(call), "--result", str(outcome), "--parent", str(os.getpid())]
             tail = self._run(command, self._environment(package, env))
             if not outcome.exists():
@@ -84,18 +86,22 @@ class Interpreter:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         _running.add(process)
-        expired = threading.Event()
-        timer = threading.Timer(self.timeout_s or 0, lambda: (expired.set(), _kill_group(process)))
+        # Something that the stage started and left may hold the pipe open, so the end of the output is not its end.
+        reader = threading.Thread(target=_forward, args=(process.stdout, tail), daemon=True)
+        expired = False
         try:
-            if self.timeout_s:
-                timer.start()
-            _forward(process.stdout or (), tail)
-            process.wait()
+            reader.start()
+            process.wait(self.timeout_s)
+        except subprocess.TimeoutExpired:
+            expired = True
         finally:
-            timer.cancel()
             _kill_group(process)  # also what the stage itself left running
+            process.wait()
+            reader.join(_PATIENCE_S)
+            if process.stdout and not reader.is_alive():
+                process.stdout.close()
             _running.discard(process)
-        return _ending(process.returncode, self.timeout_s if expired.is_set() else None, tail)
+        return _ending(process.returncode, self.timeout_s if expired else None, tail)
 
 
 def _forward(lines: Iterable[str], tail: deque[str]) -> None:
@@ -111,7 +117,7 @@ def _forward(lines: Iterable[str], tail: deque[str]) -> None:
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or is a zombie (macOS)
         os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -45,7 +45,9 @@ def outcome_of_result(result: Result) -> dict[str, Any]:
 
 def outcome_of_error(error: BaseException) -> dict[str, Any]:
     """Return the outcome of a stage that raised."""
-    kind = type(error).__name__ if isinstance(error, MlError) else StageFailed.__name__
+    # A subclass that only the stage knows counts as the nearest class that both sides know.
+    names = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, MlError)]
+    kind = next((name for name in names if name in BY_NAME), StageFailed.__name__)
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     message = str(error) if isinstance(error, MlError) else f"{type(error).__name__}: {error}"
     return {"error": {"type": kind, "message": message, "traceback": trace}}

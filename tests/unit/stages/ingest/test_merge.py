@@ -161,12 +161,19 @@ class TestSchema:
         landing.ingest(**BY_DAY)
         before = landing.state()
         columns = dict(landing.spec().columns)
-        with pytest.raises(SpecError, match="column 'delay' of the table .* is of type BIGINT, not VARCHAR"):
+        with pytest.raises(SpecError, match=r"column 'delay' of the table .* is of type BIGINT, not VARCHAR"):
             landing.ingest(**BY_DAY, columns={**columns, "delay": Column("string")})
         del columns["delay"]
         with pytest.raises(SpecError, match="has a column 'delay' that is not expected"):
             landing.ingest(**BY_DAY, columns=columns)
         assert landing.state() == before
+
+
+NEW = {
+    "x": ("BB", 2, "interval=2013-01-05"),
+    "y": ("BB", 2, "interval=2013-01-06"),
+    "z": ("BB", 2, "interval=2013-01-07"),
+}
 
 
 class TestKill:
@@ -179,12 +186,6 @@ class TestKill:
         landing.ingest(**BY_DAY)
         landing.drop("a.csv", HEADER + "x,BB,2,2013-01-05T01:00:00\ny,BB,2,2013-01-06T01:00:00\nz,BB,2,2013-01-07\n")
         return landing
-
-    NEW = {
-        "x": ("BB", 2, "interval=2013-01-05"),
-        "y": ("BB", 2, "interval=2013-01-06"),
-        "z": ("BB", 2, "interval=2013-01-07"),
-    }
 
     @pytest.mark.parametrize("step", range(8))
     def test_retry_ends_in_the_new_state(self, half, monkeypatch, step):
@@ -207,7 +208,7 @@ class TestKill:
         if step <= 3:  # no intent yet: the old state
             assert {k: v[0] for k, v in table(half).items()} == {"x": "AA", "y": "AA"}
         result = half.ingest(**BY_DAY)
-        assert table(half) == self.NEW
+        assert table(half) == NEW
         assert result.dataset.rows == 3
         assert not (half.target / merge.ASIDE).exists()
 
@@ -226,7 +227,7 @@ class TestKill:
                 half.ingest(**BY_DAY)
         half.drop("a.csv", HEADER + "w,CC,3,2013-01-08\n")
         half.ingest(**BY_DAY)
-        assert table(half) == {**self.NEW, "w": ("CC", 3, "interval=2013-01-08")}
+        assert table(half) == {**NEW, "w": ("CC", 3, "interval=2013-01-08")}
 
     def test_kill_minus_nine_at_random_moments(self, half):
         """With a real SIGKILL, the retry gives the bytes of an undisturbed run."""
@@ -245,7 +246,7 @@ class TestKill:
             rows = table(half)  # whatever happened, every partition can be read and no key lies in two
             assert set(rows) >= {"x", "y"}
         half.ingest(**BY_DAY)
-        assert table(half) == self.NEW
+        assert table(half) == NEW
 
 
 def start(spec, ready: bool = False) -> subprocess.Popen:

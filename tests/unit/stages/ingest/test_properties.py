@@ -118,7 +118,7 @@ def test_csv_and_json_lines_say_the_same(lines):
         for form in ("csv", "jsonl"):
             folder = Path(name) / form
             (folder / "in").mkdir(parents=True)
-            objects = "".join(json.dumps(dict(zip(COLUMNS, line))) + "\n" for line in lines)
+            objects = "".join(json.dumps(dict(zip(COLUMNS, line, strict=True))) + "\n" for line in lines)
             body = as_csv(lines) if form == "csv" else objects.encode()
             (folder / "in" / f"a.{form}").write_bytes(body)
             results.append(ingest(folder))
@@ -158,7 +158,7 @@ def test_blocks_make_no_difference(body, size):
             batches = list(reader.csv_batches(lines, 3, ","))
         finally:
             reader.BLOCK, reader._STEP = before
-        good = [item for b in batches for item in zip(b.lines, b.raw)]
+        good = [item for b in batches for item in zip(b.lines, b.raw, strict=True)]
         return good, [broken for b in batches for broken in b.broken]
 
     with tempfile.TemporaryDirectory() as name:

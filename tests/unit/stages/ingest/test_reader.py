@@ -21,7 +21,7 @@ def records(path: Path, width: int = 3, delimiter: str = ","):
     good, broken = [], []
     for batch in reader.csv_batches(reader.Lines(path), width, delimiter):
         assert len(batch.lines) == len(batch.raw) == len(batch.records)
-        good += list(zip(batch.lines, batch.raw))
+        good += list(zip(batch.lines, batch.raw, strict=True))
         broken += [(b.line, b.raw, b.reason) for b in batch.broken]
     return good, broken
 
@@ -54,7 +54,7 @@ class TestLandingFiles:
         assert reader.landing_files(f"{tmp_path}/*.csv")[1] == []
 
     def test_folder(self, tmp_path):
-        with pytest.raises(SpecError, match="source must be a file or a glob, got .*; for all files of the folder"):
+        with pytest.raises(SpecError, match=r"source must be a file or a glob, got .*; for all files of the folder"):
             reader.landing_files(str(tmp_path))
 
 
@@ -206,5 +206,5 @@ class TestCsv:
 def test_json_lines(tmp_path):
     path = write(tmp_path, "a.jsonl", b'{"a": 1}\n\n  \n{"a":\0}\n{"b": 2}')
     (batch,) = reader.jsonl_batches(reader.Lines(path))
-    assert list(zip(batch.lines, batch.raw)) == [(1, b'{"a": 1}'), (5, b'{"b": 2}')]
+    assert list(zip(batch.lines, batch.raw, strict=True)) == [(1, b'{"a": 1}'), (5, b'{"b": 2}')]
     assert [(b.line, b.reason) for b in batch.broken] == [(4, "broken JSON: a NUL character")]
