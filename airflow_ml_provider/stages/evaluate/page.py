@@ -13,7 +13,7 @@ _CSS = """\
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884;font-variant-numeric:tabular-nums}
-th:first-child,td:first-child{text-align:left}code{overflow-wrap:anywhere}.quiet{opacity:.65}
+th:first-child,td:first-child,.facts td{text-align:left}code{overflow-wrap:anywhere}.quiet{opacity:.65}
 svg{max-width:26rem;height:auto}svg text{fill:currentColor;font-size:11px}"""
 
 
@@ -93,7 +93,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; the cells are HTML already."""
     top = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead>" if head else ""
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>{top}<tbody>{body}</tbody></table>"
+    return f"<table{'' if head else ' class=facts'}>{top}<tbody>{body}</tbody></table>"
 
 
 def _curve(bins: Sequence[Mapping[str, float]]) -> str:

@@ -258,12 +258,15 @@ def middle(code: int, shift: int) -> float:
 def histogram(reference: Numbers, current: Numbers, bars: int = 24) -> list[tuple[float, float, float]]:
     """Return (left edge, share of the reference, share of the current rows) of bars of equal width, for a picture.
 
-    The bars span the middle 98 % of both; what lies outside is in the first and last bar.
+    The bars span the middle 98 % of both; what lies outside is in the first and last bar. A column with so few
+    different values gets a bar for each.
     """
     pair, shift = fine(reference, current)
     if not all(pair.sizes):
         return []
     places = [middle(code, shift) for code in pair.keys]
+    if shift == 0 and len(places) <= bars and all(map(math.isfinite, places)):
+        return [(place, p, q) for place, (p, q) in zip(places, pair.shares())]
     bounds = [_quantile(places, counts, q) for counts in (pair.reference, pair.current) for q in (0.01, 0.99)]
     low, high = min(bounds), max(bounds)
     if not (math.isfinite(low) and math.isfinite(high)):

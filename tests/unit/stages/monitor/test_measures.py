@@ -210,6 +210,11 @@ class TestHistogram:
         bars = measures.histogram(numbers(values), numbers(values))
         assert not bars or sum(b[1] for b in bars) == pytest.approx(1)
 
+    def test_few_values_get_a_bar_each(self):
+        assert measures.histogram(numbers([5.0, 7.0, 7.0, 7.0]), numbers([7.0, 9.0])) == [
+            (5.0, 0.25, 0.0), (7.0, 0.75, 0.5), (9.0, 0.0, 0.5),
+        ]  # fmt: skip
+
     def test_without_rows(self):
         assert measures.histogram(numbers([None]), numbers([1.0])) == []
 
