@@ -1,9 +1,11 @@
 "use strict";
 // The two things that the pages do with jQuery and Bootstrap: fold details, and show failures only.
 document.querySelectorAll('[data-toggle="collapse"]').forEach((link) => {
+  // The same id can stand in a page more than once: what is folded comes next after its link.
+  const sameId = document.querySelectorAll(`[id="${CSS.escape(link.getAttribute("href").slice(1))}"]`);
+  const body = [...sameId].find((e) => link.compareDocumentPosition(e) & Node.DOCUMENT_POSITION_FOLLOWING);
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    const body = document.getElementById(link.getAttribute("href").slice(1));
     if (body) link.setAttribute("aria-expanded", String(body.classList.toggle("show")));
   });
 });

@@ -12,7 +12,6 @@ import hashlib
 import html
 import re
 import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -27,6 +26,8 @@ from airflow_ml_provider.stages.validate.expectations import Evaluation
 _REMOTE = re.compile(
     r"<link\b[^>]*>|<script\b[^>]*\bsrc=[^>]*>\s*</script>|<img\b[^>]*>|url\(\s*['\"]?https?:[^)]*\)", re.IGNORECASE
 )
+# The same one in all ids of a page, which are different without it.
+_RANDOM = re.compile(r"(?<=-collapse-body-)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,6 @@ def _build(folder: Path, interval: Interval, evaluation: Evaluation) -> None:
     results.meta.update(run_id=run, validation_time=run.run_time)
     results.meta.get("batch_markers", {}).pop("ge_load_time", None)
     results.meta["batch_spec"] = {"data_asset_name": results.asset_name}
-    context.variables.data_context_id = uuid.uuid5(uuid.NAMESPACE_URL, interval.key)
     identifier = ValidationResultIdentifier(
         expectation_suite_identifier=ExpectationSuiteIdentifier(evaluation.suite.name),
         run_id=run,
@@ -115,7 +115,7 @@ def _self_contained(page: str) -> str:
     style, script = _resource("data_docs.css"), _resource("data_docs.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-    page = _REMOTE.sub("", page)
+    page = _RANDOM.sub("", _REMOTE.sub("", page))
     page = page.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
     page = page.replace("</head>", f"<style>{style}</style></head>", 1)
     before, body, after = page.rpartition("</body>")

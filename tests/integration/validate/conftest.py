@@ -31,7 +31,7 @@ def nyc() -> dict[str, Any]:
         flights = pd.read_csv(file)
     planes = pd.read_csv(data / "planes.csv").set_index("tailnum")
     zones = pd.read_csv(data / "airports.csv").set_index("faa")["tzone"].dropna().to_dict()
-    return {"flights": flights, "planes": planes, "zones": zones}
+    return {"flights": dict(tuple(flights.groupby(["month", "day"]))), "planes": planes, "zones": zones}
 
 
 @pytest.fixture(scope="session")
@@ -41,12 +41,18 @@ def flights_rows(nyc: dict[str, Any]) -> Callable[[str], list[dict[str, Any]]]:
     def build(day: str) -> list[dict[str, Any]]:
         window = Interval.from_key(day)
         local = {(window.start.astimezone(NEW_YORK) + timedelta(hours=h)).date() for h in (0, 23)}
-        flights = nyc["flights"]
-        keep = flights[["month", "day"]].apply(tuple, axis=1).isin([(d.month, d.day) for d in local])
-        rows = (row for _, flight in flights[keep].iterrows() if (row := _row(flight, nyc, window.end)))
+        flights = [f for d in sorted(local) for f in nyc["flights"][d.month, d.day].itertuples()]
+        rows = [_row(flight, nyc, window.end) for flight in flights]
         return [row for row in rows if window.start <= row["scheduled_departure"] < window.end]
 
-    return build
+    known: dict[str, list[dict[str, Any]]] = {}
+
+    def copy(day: str) -> list[dict[str, Any]]:
+        if day not in known:
+            known[day] = build(day)
+        return [dict(row) for row in known[day]]
+
+    return copy
 
 
 @pytest.fixture
