@@ -28,8 +28,8 @@ _q = tables.quote_name
 def relation(connection: Any, view: View, files: Sequence[Path], where: str = "true") -> str:
     """Return SQL for the rows of a view: its join keys, features in the types it declares, and the row's times.
 
-    `__event`, `__created` and `__avail` are the two timestamps and the later of them; `__part` and `__row` say where
-    the row stands, newer partitions sorting last. Rows that lack a time are left out.
+    `__event`, `__created` and `__avail` are the two timestamps and the later of them; `__row` says where the row
+    stands, newer partitions sorting last. Rows that lack a time are left out.
 
     Raises:
         DataError: there are no files.
@@ -38,10 +38,7 @@ def relation(connection: Any, view: View, files: Sequence[Path], where: str = "t
     if not files:
         raise DataError(f"feature view {view.name!r} has no data at {view.path}; run the features stage first")
     names = ", ".join(tables.quote(str(path)) for path in files)
-    read = (
-        f"read_parquet([{names}], union_by_name = true, hive_partitioning = false, filename = '__file', "
-        f"file_row_number = true)"
-    )
+    read = f"read_parquet([{names}], union_by_name = true, hive_partitioning = false)"
     found = {row[0] for row in connection.execute(f"DESCRIBE FROM {read}").fetchall()}
     needed = [*view.keys.values(), view.event, *([view.created] if view.created else []), *view.features.values()]
     for column in needed:
@@ -53,11 +50,9 @@ def relation(connection: Any, view: View, files: Sequence[Path], where: str = "t
     for feature, column in view.features.items():
         cast = f"CAST({_q(column)} AS {view.types[feature]})" if feature in view.types else _q(column)
         columns.append(f"{cast} AS {_q(feature)}")
-    return (
-        f"SELECT {', '.join(columns)}, {event} AS {EVENT}, {created} AS __created, "
-        f"greatest({event}, {created}) AS {AVAIL}, __file AS __part, file_row_number AS {ROW} FROM {read} "
-        f"WHERE {event} IS NOT NULL AND {created} IS NOT NULL AND ({where})"
-    )
+    columns += [f"{event} AS {EVENT}", f"{created} AS __created", f"greatest({event}, {created}) AS {AVAIL}"]
+    columns.append(f"file_index::BIGINT * {1 << 40} + file_row_number AS {ROW}")
+    return f"SELECT {', '.join(columns)} FROM {read} WHERE {event} IS NOT NULL AND {created} IS NOT NULL AND ({where})"
 
 
 def history(rows: str, keys: Iterable[str]) -> str:
@@ -65,7 +60,7 @@ def history(rows: str, keys: Iterable[str]) -> str:
     partition = ", ".join(map(_q, keys))
     return (
         f"SELECT * FROM ({rows}) "
-        f"WINDOW w AS (PARTITION BY {partition} ORDER BY {AVAIL}, {EVENT}, __created, __part, {ROW}) "
+        f"WINDOW w AS (PARTITION BY {partition} ORDER BY {AVAIL}, {EVENT}, __created, {ROW}) "
         f"QUALIFY {EVENT} >= max({EVENT}) OVER w AND lead({AVAIL}) OVER w IS DISTINCT FROM {AVAIL}"
     )
 
@@ -118,7 +113,7 @@ def join(
 def latest(rows: str, keys: Iterable[str]) -> str:
     """Return SQL for the newest row of each entity in `rows`."""
     partition = ", ".join(map(_q, keys))
-    order = f"{EVENT} DESC, __created DESC, __part DESC, {ROW} DESC"
+    order = f"{EVENT} DESC, __created DESC, {ROW} DESC"
     return f"SELECT * FROM ({rows}) QUALIFY row_number() OVER (PARTITION BY {partition} ORDER BY {order}) = 1"
 
 

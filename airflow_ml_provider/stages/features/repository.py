@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from airflow_ml_provider import codec, tables
-from airflow_ml_provider.exceptions import Conflict, SpecError
+from airflow_ml_provider.exceptions import Conflict, MissingLibrary, SpecError
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.stages.features.logic import Pick, View
 
@@ -116,12 +116,27 @@ def open_store(repo: Path, store: Optional[Path] = None, registry: Optional[Path
     Parameters:
         store: what `${ML_FEATURE_STORE}` means; by default what the environment says.
         registry: file to use instead of the one that the repository names.
+
+    Raises:
+        SpecError: `feature_store.yaml` is missing or wrong.
+        MissingLibrary: one of the stores that it names needs a library that is not there.
     """
     fe = feast()
-    from feast.repo_config import load_repo_config
+    from feast.errors import FeastError, FeastModuleImportError
+    from feast.repo_config import FeastConfigError, load_repo_config
 
     with _variable(store):
-        config = load_repo_config(repo, repo / CONFIG)
+        try:
+            config = load_repo_config(repo, repo / CONFIG)
+        except FileNotFoundError as error:
+            raise SpecError(f"{repo} holds no {CONFIG}; give the folder of a Feast repository") from error
+        except FeastModuleImportError as error:
+            raise MissingLibrary(
+                f"{repo / CONFIG} names a store that {sys.executable} cannot load: {error.__cause__}; "
+                f"run: {sys.executable} -m pip install 'feast[duckdb]' (or the extra of your store)"
+            ) from error
+        except (FeastConfigError, FeastError) as error:
+            raise SpecError(f"{repo / CONFIG} is wrong: {error}") from error
         if registry is not None:
             config.registry.path = str(registry)
         return fe.FeatureStore(repo_path=str(repo), config=config)

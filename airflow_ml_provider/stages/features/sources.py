@@ -84,11 +84,11 @@ def open_source(connection: Any, name: str, source: Source, until: Interval) -> 
         raise DataError(f"source {name!r} has no partition up to {until.key} in {path}; run its ingest first")
     read = (
         f"read_parquet([{', '.join(tables.quote(str(f)) for f in files)}], union_by_name = true, "
-        f"hive_partitioning = false, filename = '__file', file_row_number = true)"
+        f"hive_partitioning = false, filename = '__file')"
     )
     columns = {
         row[0]: "TIMESTAMP WITH TIME ZONE" if row[1].startswith("TIMESTAMP") else row[1]
-        for row in connection.execute(f"DESCRIBE SELECT * EXCLUDE (__file, file_row_number) FROM {read}").fetchall()
+        for row in connection.execute(f"DESCRIBE SELECT * EXCLUDE (__file) FROM {read}").fetchall()
     }
     _check(name, source, columns)
     select = [f"CAST({_q(c)} AS {kind}) AS {_q(c)}" for c, kind in columns.items()]
