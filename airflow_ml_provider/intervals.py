@@ -44,12 +44,12 @@ class Interval:
         >>> Interval.of(datetime(2013, 1, 5, tzinfo=timezone.utc), datetime(2013, 1, 6, tzinfo=timezone.utc)).key
         '2013-01-05'
         """
-        start = start.astimezone(timezone.utc)
+        start = _utc(start)
         if (start.hour, start.minute, start.second, start.microsecond) == (0, 0, 0, 0):
             return cls(start, end, start.strftime(_FORMAT["day"]))
         if (start.minute, start.second, start.microsecond) == (0, 0, 0):
             return cls(start, end, start.strftime(_FORMAT["hour"]))
-        return cls(start, end, start.strftime("%Y-%m-%dT%H%M%S"))
+        return cls(start, end, start.strftime("%Y-%m-%dT%H%M%S" + (".%f" if start.microsecond else "")))
 
     @classmethod
     def of_grain(cls, moment: datetime, grain: Grain) -> Interval:
@@ -58,7 +58,7 @@ class Interval:
         >>> Interval.of_grain(datetime(2013, 1, 5, 7, 30, tzinfo=timezone.utc), "month").key
         '2013-01'
         """
-        moment = moment.astimezone(timezone.utc)
+        moment = _utc(moment)
         start = moment.replace(minute=0, second=0, microsecond=0)
         if grain == "hour":
             return cls(start, start + timedelta(hours=1), start.strftime(_FORMAT[grain]))
@@ -98,3 +98,10 @@ class Interval:
 
     def __contains__(self, moment: datetime) -> bool:
         return self.start <= moment < self.end
+
+
+def _utc(moment: datetime) -> datetime:
+    """Return the moment in UTC; one without a zone would silently be taken for local time."""
+    if moment.tzinfo is None:
+        raise invalid("interval bound", moment.isoformat(), "a time with a time zone", "append Z or an offset")
+    return moment.astimezone(timezone.utc)

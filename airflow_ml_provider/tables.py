@@ -8,6 +8,7 @@ a re-run of an old day give the old result.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -32,7 +33,7 @@ def local_path(uri: str) -> Path:
     Raises:
         SpecError: the URI has another scheme; buckets are reached through a mounted folder.
     """
-    found = re.match(r"file:(?://(?:localhost)?)?(/.*)\Z", uri, re.DOTALL | re.IGNORECASE)
+    found = re.match(r"file:(?://(?:localhost)?(?=/)|(?!//))(/.*)\Z", uri, re.DOTALL | re.IGNORECASE)
     if found:
         return Path(unquote(found.group(1)))  # all of it: `?` and `#` are characters of globs and names here
     if re.match("[A-Za-z][A-Za-z0-9+.-]*://", uri):
@@ -49,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What a killed writer left beside `path` is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         stale.unlink(missing_ok=True)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
