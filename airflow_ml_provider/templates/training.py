@@ -54,6 +54,7 @@ def training_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
         labels = PartitionSensor(
             task_id="wait_for_labels",
             table=config.place("features", "labels"),
+            need="reached",
             grain=config.grain,
             timeout=timedelta(hours=12).total_seconds(),
             poke_interval=20,
