@@ -70,15 +70,23 @@ def run(spec: MonitorSpec, info: RunInfo) -> MonitorResult:
         spec, interval, holders, _reference(registry, holders), _current(spec, interval, registry, holders),
         performance.measure_arrived(spec.labels, spec.predictions, spec.key, interval, spec.policy),
     )  # fmt: skip
-    names = [name for name in work.reference.columns if name in work.current.columns]
-    columns = [
-        logic.judge_column(n, work.reference.columns[n], work.current.columns[n], spec.policy, len(names))
-        for n in names
-    ]
+    columns = _judged(work)
     batch = logic.judge_batch(columns, work.current.rows, work.arrived.performance, spec.policy)
     entry, why_not = _decide(work, batch, info)
     report = _write(work, columns, batch, entry)
     return _result(work, columns, batch, entry, why_not, report)
+
+
+def _judged(work: Work) -> list[ColumnDrift]:
+    policy = work.spec.policy
+    names = [name for name in work.reference.columns if name in work.current.columns]
+    if unknown := sorted({*policy.ignore} - {*names}):
+        log.warning("policy.ignore names %s, which the models do not use", ", ".join(unknown))
+    tests = sum(name not in policy.ignore for name in names)
+    return [
+        logic.judge_column(name, work.reference.columns[name], work.current.columns[name], policy, tests)
+        for name in names
+    ]
 
 
 def _reference(registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
@@ -250,7 +258,7 @@ def _facets(work: Work, columns: Iterable[ColumnDrift]) -> Mapping[str, Any]:
     assertions = [
         {"assertion": "no_drift", "success": c.severity != "significant", "column": c.name, "severity": "warn"}
         for c in columns
-        if c.name in inputs
+        if c.name in inputs and not c.ignored
     ]
     metrics = {"row_count": work.current.rows, "columns": quality}
     return {"input_rows": work.current.rows, "assertions": assertions, "quality_metrics": metrics}

@@ -31,6 +31,7 @@ class ColumnDrift:
         missing: share of missing values in the reference and in the batch.
         unseen: share of values that the reference does not know.
         unseen_values: the most frequent of these.
+        ignored: the policy leaves the column out of the judgement.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ColumnDrift:
     missing: tuple[float, float] = (0.0, 0.0)
     unseen: float = 0.0
     unseen_values: tuple[str, ...] = ()
+    ignored: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def judge_column(name: str, reference: Column, current: Column, policy: DriftPol
         reference: its sketch in the training rows.
         current: its sketch in the batch.
         policy: levels and `alpha`.
-        tests: number of columns that are tested; `alpha` is divided by it (Bonferroni).
+        tests: number of columns that are judged; `alpha` is divided by it (Bonferroni).
     """
     pair, _ = measures.fine(reference, current)
     cells = measures.cells(reference, current)
@@ -145,7 +147,8 @@ def judge_column(name: str, reference: Column, current: Column, policy: DriftPol
         _, p_value = measures.chi_square(pair)
     if reference.nulls or current.nulls:  # two tests of one column
         p_value = min(1.0, 2 * min(p_value, measures.null_test(reference, current)))
-    significant = p_value < policy.alpha / max(1, tests)
+    ignored = name in policy.ignore
+    significant = not ignored and p_value < policy.alpha / max(1, tests)
     unseen = _unseen(reference, current)
     return ColumnDrift(
         name=name,
@@ -159,11 +162,13 @@ def judge_column(name: str, reference: Column, current: Column, policy: DriftPol
         missing=(_share(reference.nulls, reference), _share(current.nulls, current)),
         unseen=sum(unseen.values()) / current.count if unseen else 0.0,
         unseen_values=tuple(sorted(unseen, key=lambda value: (-unseen[value], value))[:SHOWN_VALUES]),
+        ignored=ignored,
     )
 
 
 def judge_batch(columns: Sequence[ColumnDrift], rows: int, performance: Performance, policy: DriftPolicy) -> Batch:
     """Return the judgement of an interval from its columns and from the labels that arrived."""
+    columns = [c for c in columns if not c.ignored]
     drift_judged = rows >= policy.min_rows and bool(columns)
     drifted = [c.name for c in columns if c.severity == "significant"]
     share = len(drifted) / len(columns) if drift_judged else None

@@ -55,8 +55,9 @@ def _column(column: Mapping[str, Any]) -> list[str]:
     if column["unseen_values"]:
         unseen = f'<span title="{escape(", ".join(column["unseen_values"]), quote=True)}">{unseen}</span>'
     numbers = [_number(column[key]) for key in ("psi", "js", "ks")]
+    verdict = "not judged" if column["ignored"] else _severity(column["severity"])
     return [
-        escape(column["name"]), _severity(column["severity"]), *numbers, f"{column['p_value']:.2g}", f"{before:.1%}",
+        escape(column["name"]), verdict, *numbers, f"{column['p_value']:.2g}", f"{before:.1%}",
         f"{now:.1%}", unseen, _bars(column["picture"]),
     ]  # fmt: skip
 

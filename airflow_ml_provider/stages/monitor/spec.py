@@ -43,6 +43,7 @@ class DriftPolicy:
         js: Jensen-Shannon distance (base 2, in [0, 1]).
         alpha: a column counts as drifted only if its KS or chi-square test is significant at this level, Bonferroni
             corrected over the columns.
+        ignore: columns that are reported but not judged, such as the weekday when a batch is one day.
         min_rows: batches with fewer rows are reported but not judged.
         share: share of drifted columns from which the whole batch has drifted significantly.
         min_auc: AUC on arrived labels below this is significant; none leaves performance out of the decision.
@@ -60,6 +61,7 @@ class DriftPolicy:
     ks: Levels = field(default_factory=lambda: Levels(0.1, 0.2))
     js: Levels = field(default_factory=lambda: Levels(0.1, 0.2))
     alpha: float = 0.01
+    ignore: tuple[str, ...] = ()
     min_rows: int = 100
     share: float = 0.3
     min_auc: Optional[float] = None

@@ -75,6 +75,13 @@ class TestJudgeColumn:
         assert found.unseen == pytest.approx(0.2)
         assert found.unseen_values == ("XX", "YY")
 
+    def test_ignored_columns_are_measured_and_not_judged(self):
+        policy = replace(POLICY, ignore=("weekday",))
+        found = judge_column("weekday", whole_numbers([1000] * 7), whole_numbers([0, 500]), policy, 1)
+        assert (found.severity, found.ignored, found.psi > 1) == ("none", True, True)
+        batch = judge_batch([found, column("significant", "hour")], 500, Performance(), policy)
+        assert (batch.drift_share, batch.reason) == (1.0, "1 of 1 columns drifted (hour)")
+
     def test_small_change_of_a_text(self):
         found = judge_column("carrier", texts(UA=5000, AA=5000), texts(UA=700, AA=300), POLICY, 1)
         assert found.severity == "warn"
