@@ -35,7 +35,7 @@ class AirflowApi:
             headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
         )  # fmt: skip
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from None
@@ -93,9 +93,19 @@ class AirflowApi:
         return json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
 
     def backfill(self, dag_id: str, start: str, end: str, *, parallel: int, conf: dict[str, Any] | None = None) -> None:
-        """Create a backfill over logical dates `start` to `end` (ISO); existing runs are left alone."""
+        """Create a backfill over logical dates `start` to `end` (ISO); existing runs are left alone.
+
+        SQLite has one writer: Airflow answers 503 while the scheduler writes, and asking again is all that it takes.
+        """
         body = {"dag_id": dag_id, "from_date": start, "to_date": end, "max_active_runs": parallel}
-        self.call("POST", "backfills", {**body, "dag_run_conf": conf or {}, "reprocess_behavior": "none"})
+        for pause in (1, 2, 5, 10, 20, None):
+            try:
+                self.call("POST", "backfills", {**body, "dag_run_conf": conf or {}, "reprocess_behavior": "none"})
+                return
+            except RuntimeError as error:
+                if ": 503 " not in str(error) or pause is None:
+                    raise
+                time.sleep(pause)
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Start a run by hand; return its id."""

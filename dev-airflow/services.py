@@ -45,7 +45,7 @@ class Services:
         record = self._record(name)
         return record is not None and _start_time(record["pid"]) == record["started"]
 
-    def stop(self, name: str, wait_s: float = 30) -> None:
+    def stop(self, name: str, wait_s: float = 12) -> None:
         """Stop a process and everything in its session, politely first."""
         record = self._record(name)
         if record is None:
