@@ -7,7 +7,6 @@ second run into the task's own retries. Nothing here knows Airflow.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 
@@ -96,6 +95,8 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> SpecError:
     >>> str(unknown_name("key", "tresholds", ["thresholds", "slices"]))
     "unknown key 'tresholds'; did you mean 'thresholds'? Known: slices, thresholds"
     """
+    import difflib
+
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -19,7 +19,6 @@ from typing import Optional
 
 from airflow_ml_provider.exceptions import SpecError, StageCrashed, invalid
 from airflow_ml_provider.provenance import RunInfo
-from airflow_ml_provider.runtime import bundle, protocol
 from airflow_ml_provider.stages import Result, Spec
 
 log = logging.getLogger(__name__)
@@ -52,6 +51,8 @@ class Interpreter:
             raise invalid("timeout_s", self.timeout_s, "greater than 0")
 
     def call(self, spec: Spec, info: RunInfo, env: Mapping[str, str]) -> Result:
+        from airflow_ml_provider.runtime import bundle, protocol
+
         python = shutil.which(self.python)
         if python is None:
             raise SpecError(

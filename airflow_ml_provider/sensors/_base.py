@@ -14,10 +14,11 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import MlError
 from airflow_ml_provider.intervals import Grain, Interval
 from airflow_ml_provider.operators._context import resolve_interval
-from airflow_ml_provider.stages import checks
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_ml_provider.stages import checks
 
 
 class CheckSensor(BaseSensorOperator):
@@ -54,6 +55,8 @@ class CheckSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
+        from airflow_ml_provider.stages import checks
+
         try:
             answer = checks.poll(self._question(context), self.settings)
         except MlError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.sensors._base import CheckSensor
-from airflow_ml_provider.stages.checks import AliasCheck
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.checks import AliasCheck
 
 
 class ModelAliasSensor(CheckSensor):
@@ -55,6 +57,8 @@ class ModelAliasSensor(CheckSensor):
         self.mlflow_conn_id = mlflow_conn_id
 
     def question(self, interval: Interval) -> AliasCheck:
+        from airflow_ml_provider.stages.checks import AliasCheck
+
         return AliasCheck(
             name=self.name,
             alias=self.alias,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.sensors._base import CheckSensor, is_known
-from airflow_ml_provider.stages.checks import DriftCheck
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.checks import DriftCheck
 
 
 class DriftSensor(CheckSensor):
@@ -49,6 +51,8 @@ class DriftSensor(CheckSensor):
         self.share = share
 
     def question(self, interval: Interval) -> DriftCheck:
+        from airflow_ml_provider.stages.checks import DriftCheck
+
         return DriftCheck(
             series=self.series,
             name=self.name,

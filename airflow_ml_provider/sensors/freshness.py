@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.sensors._base import CheckSensor, is_known
-from airflow_ml_provider.stages.checks import FreshnessCheck
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.checks import FreshnessCheck
 
 
 class FeatureFreshnessSensor(CheckSensor):
@@ -35,4 +37,6 @@ class FeatureFreshnessSensor(CheckSensor):
         self.max_age_s = max_age_s
 
     def question(self, interval: Interval) -> FreshnessCheck:
+        from airflow_ml_provider.stages.checks import FreshnessCheck
+
         return FreshnessCheck(table=self.table, at=interval.end, max_age_s=float(self.max_age_s))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.sensors._base import CheckSensor, is_known
-from airflow_ml_provider.stages.checks import LabelsCheck
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.checks import LabelsCheck
 
 
 class LabelsSensor(CheckSensor):
@@ -55,6 +57,8 @@ class LabelsSensor(CheckSensor):
         self.label_column = label_column
 
     def question(self, interval: Interval) -> LabelsCheck:
+        from airflow_ml_provider.stages.checks import LabelsCheck
+
         return LabelsCheck(
             predictions=self.predictions,
             labels=self.labels,

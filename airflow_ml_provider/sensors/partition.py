@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.sensors._base import CheckSensor, cut, is_known
-from airflow_ml_provider.stages.checks import PartitionCheck
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.checks import PartitionCheck
 
 Need = Literal["all", "last", "reached"]
 
@@ -40,6 +42,8 @@ class PartitionSensor(CheckSensor):
         self.min_rows = min_rows
 
     def question(self, interval: Interval) -> PartitionCheck:
+        from airflow_ml_provider.stages.checks import PartitionCheck
+
         keys = tuple(window.key for window in cut(interval, self.grain))
         return PartitionCheck(
             table=self.table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Param, task, task_group
+from airflow.sdk import DAG, Param
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.operators.evaluate import EvaluateOperator
@@ -104,6 +104,8 @@ def _training_set(config: PipelineConfig) -> TrainingSetOperator:
 
 def _best(config: PipelineConfig, rows: TrainingSetOperator) -> Any:
     """Add training and evaluation of all candidates; return the best of each segment."""
+    from airflow.sdk import task  # not above: it brings two dozen modules, and not every DAG is a training
+
     training = config.training
     experiment = training.experiment or config.name
     train = TrainOperator.partial(
@@ -159,6 +161,8 @@ def _candidates(config: PipelineConfig) -> list[dict[str, Any]]:
 
 def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> None:
     """Add registration, gate and promotion of each winner."""
+    from airflow.sdk import task_group
+
     training = config.training
 
     @task_group

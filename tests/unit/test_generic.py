@@ -23,7 +23,16 @@ from airflow_ml_provider.operators._base import StageOperator
 ROOT = Path(airflow_ml_provider.__file__).parents[1]
 
 # Arguments that say how the task works, not what it works on: they are no templates.
-UNTEMPLATED = {"runtime", "grain", "on_refusal", "on_pass", "deferrable", "retrain_asset", "python_callable"}
+UNTEMPLATED = {
+    "runtime",
+    "grain",
+    "on_refusal",
+    "on_pass",
+    "on_refuse",
+    "deferrable",
+    "retrain_asset",
+    "python_callable",
+}
 # Names that Airflow uses for something else are stored under another one.
 RENAMED = {"output": "output_root", "label": "label_column"}
 # What a template string cannot stand for.
