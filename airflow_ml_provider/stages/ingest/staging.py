@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_ml_provider import tables
-from airflow_ml_provider.exceptions import DataError
+from airflow_ml_provider.exceptions import DataError, Unavailable
 from airflow_ml_provider.stages.ingest import logic, reader
 from airflow_ml_provider.stages.ingest.logic import FileReport
 from airflow_ml_provider.stages.ingest.spec import IngestSpec
@@ -28,7 +28,8 @@ def stage(connection: Any, spec: IngestSpec, base: Path, paths: Sequence[Path]) 
     connection.execute("CREATE TABLE dead (file INT, line BIGINT, reason VARCHAR, raw VARCHAR)")
     files: list[FileReport] = []
     for number, path in enumerate(paths):
-        name, digest = path.relative_to(base).as_posix(), tables.file_digest(path)
+        name, before = path.relative_to(base).as_posix(), _stamp(path)
+        digest = tables.file_digest(path)
         report = FileReport(name, str(path), digest, reader.file_format(path))
         twin = next((f for f in files if f.same_as(report)), None)
         files.append(report)
@@ -41,12 +42,20 @@ def stage(connection: Any, spec: IngestSpec, base: Path, paths: Sequence[Path]) 
             for table in ("staged", "dead"):
                 connection.execute(f"DELETE FROM {table} WHERE file = {number}")
             report.status, report.reason, report.quarantined = "quarantined", str(error), report.rows
+        if _stamp(path) != before:
+            raise Unavailable(f"landing file {path} changed while it was read; try again when its sender is done")
+        if report.status == "quarantined":
             continue
         query = f"SELECT count(*), coalesce(min_by(reason, line), '') FROM dead WHERE file = {number}"
         report.quarantined, report.reason = connection.execute(query).fetchall()[0]
         if report.rows == 0:
             report.status, report.reason = "empty", "no rows"
     return files
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(connection: Any, spec: IngestSpec, number: int, path: Path, report: FileReport) -> None:

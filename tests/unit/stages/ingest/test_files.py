@@ -421,6 +421,22 @@ class TestCrash:
         assert landing.state() == before
         assert not list(landing.target.rglob(".*.tmp"))
 
+    def test_file_that_is_still_being_written_is_left_to_a_retry(self, landing, monkeypatch):
+        from airflow_ml_provider.stages.ingest import staging
+
+        path = landing.drop("a.csv", TWO)
+        original = staging._read
+
+        def slow(*args):
+            original(*args)
+            with open(path, "a") as sender:
+                sender.write("c,AA,1,\n")
+
+        monkeypatch.setattr(staging, "_read", slow)
+        with pytest.raises(Unavailable, match=r"a\.csv changed while it was read"):
+            run(landing.spec(), RunInfo())
+        assert not landing.target.exists()
+
     def test_spill_folder_of_a_killed_run_is_removed(self, landing, monkeypatch, tmp_path):
         import tempfile
 
