@@ -119,7 +119,8 @@ def render(models: Sequence[Model], problem: str, folders: Sequence[Path]) -> st
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="UTF-8"><title>ML</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head><body><main><h1>Models</h1>{body}</main></body></html>\n"
+        f"<style>{style}</style></head><body><main><h1>Models</h1>{body}"
+        '<p class="soft">All times are in UTC.</p></main></body></html>\n'
     )
 
 
