@@ -57,7 +57,7 @@ class FeaturesOperator(StageOperator):
     ) -> None:
         super().__init__(**kwargs)
         _check(sources, spine)
-        if not _templated(max_skew) and not 0 <= max_skew <= 1:
+        if not _templated(max_skew) and not 0 <= _number(max_skew, "max_skew") <= 1:
             raise invalid("max_skew", max_skew, "in [0, 1]", "give a fraction, not percent")
         self.repo = repo
         self.sources = sources

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import glob
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_ml_provider import tables
-from airflow_ml_provider.exceptions import MlError, SpecError
+from airflow_ml_provider.exceptions import DataError, SpecError
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.stages.features import rows, sources, windows
@@ -62,8 +64,6 @@ def files(view: View, store: Path, until: Interval) -> list[Path]:
 
 def matching(path: str) -> list[Path]:
     """Return the files that a path or glob names."""
-    import glob
-
     return sorted(Path(name) for name in glob.glob(path, recursive=True))
 
 
@@ -79,21 +79,17 @@ def used_sources(definition: Definition, computed: Iterable[Computed], *further:
     return list(dict.fromkeys([*names, *further]))
 
 
-class explained:  # noqa: N801 - reads as a statement
-    """Turn DuckDB's complaint about a user's SQL into a `SpecError` that says where it is."""
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn DuckDB's complaints about a user's SQL, or about the data that it met, into errors that say where it is."""
+    import duckdb
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        import duckdb
-
-        faults = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException, duckdb.ConversionException)
-        if isinstance(error, faults) and not isinstance(error, MlError):
-            raise SpecError(f"{self.what}: {str(error).strip()}") from error
+    try:
+        yield
+    except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
+        raise SpecError(f"{what}: {str(error).strip()}") from error
+    except (duckdb.ConversionException, duckdb.OutOfRangeException, duckdb.InvalidInputException) as error:
+        raise DataError(f"{what}: {str(error).strip()}") from error
 
 
 def _query(

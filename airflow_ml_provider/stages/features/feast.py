@@ -133,7 +133,7 @@ def provenance(info: RunInfo, repo: Repository, inputs: Sequence[Any]) -> Proven
     """Return what a result was made from."""
     features = tables.file_digest(repo.path / definition.FILE)
     return Provenance(
-        code=code(info, features=features, feast=repo.digest()),
+        code=code(info, features=features, feast=repo.digest),
         data={ref.name: ref.digest for ref in inputs},
         environment=environment(LIBRARIES),
         why=why(info),

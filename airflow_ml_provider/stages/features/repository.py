@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from airflow_ml_provider import codec, tables
 from airflow_ml_provider.exceptions import Conflict, MissingLibrary, SpecError
@@ -54,6 +54,7 @@ class Repository:
         objects: the Feast objects of `definitions.py`.
         views: feature views over files, by name.
         services: feature services by name.
+        digest: of all definitions.
     """
 
     path: Path
@@ -61,17 +62,12 @@ class Repository:
     objects: Sequence[Any] = field(repr=False)
     views: Mapping[str, View]
     services: Mapping[str, Sequence[Pick]]
+    digest: str
 
     @property
     def folder(self) -> Path:
         """Where the lock and the digest of what was applied are kept."""
         return self.store / "feast"
-
-    def digest(self) -> str:
-        """Return the digest of all definitions."""
-        protos = [_timeless(item.to_proto()).SerializeToString(deterministic=True).hex() for item in self.objects]
-        config = (self.path / CONFIG).read_text(encoding="utf-8")
-        return codec.digest([str(self.store), config, sorted(protos)])
 
 
 def load(repo: Path, store: Path) -> Repository:
@@ -107,7 +103,10 @@ def load(repo: Path, store: Path) -> Repository:
     if not views:
         raise SpecError(f"{repo / DEFINITIONS} defines no feature view over files; define at least one FeatureView")
     services = {s.name: _picks(s, views) for s in objects if isinstance(s, fe.FeatureService)}
-    return Repository(repo, store, objects, views, services)
+    # Taken now, since Feast adds to the objects when it applies them.
+    protos = sorted(_timeless(item.to_proto()).SerializeToString(deterministic=True).hex() for item in objects)
+    digest = codec.digest([str(store), (repo / CONFIG).read_text(encoding="utf-8"), protos])
+    return Repository(repo, store, objects, views, services, digest)
 
 
 def open_store(repo: Path, store: Optional[Path] = None, registry: Optional[Path] = None) -> Any:
@@ -152,9 +151,12 @@ class Session:
     def apply(self) -> bool:
         """Register the definitions, and remove what is not defined any more, unless that was done already."""
         applied = self.repository.folder / APPLIED
-        digest = self.repository.digest()
         known = {view.name for view in self.store.list_feature_views()}
-        if applied.exists() and applied.read_text(encoding="utf-8") == digest and set(self.repository.views) <= known:
+        if (
+            applied.exists()
+            and applied.read_text(encoding="utf-8") == self.repository.digest
+            and set(self.repository.views) <= known
+        ):
             return False
         self.store.apply(list(self.repository.objects), objects_to_delete=self._obsolete(), partial=False)
         self.changed = True
@@ -195,24 +197,12 @@ def session(repository: Repository, timeout_s: float = LOCK_TIMEOUT_S) -> Iterat
     Raises:
         Conflict: another run held the lock for longer than `timeout_s`.
     """
-    with locked(repository.folder / LOCK, timeout_s):
-        target = _registry_file(repository)
-        if target is None:
-            opened = Session(repository, open_store(repository.path, repository.store))
-            yield opened
-        else:
-            aside = target.with_name(f".{target.name}.tmp")
-            aside.unlink(missing_ok=True)
-            if target.exists():
-                shutil.copyfile(target, aside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            opened = Session(repository, open_store(repository.path, repository.store, aside))
-            yield opened
-            if opened.changed:
-                os.replace(aside, target)
-            aside.unlink(missing_ok=True)
+    with locked(repository.folder / LOCK, timeout_s), _registry(repository) as (registry, commit):
+        opened = Session(repository, open_store(repository.path, repository.store, registry))
+        yield opened
         if opened.changed:
-            tables.write_text(repository.folder / APPLIED, repository.digest())
+            commit()
+            tables.write_text(repository.folder / APPLIED, repository.digest)
 
 
 @contextmanager
@@ -234,12 +224,23 @@ def locked(path: Path, timeout_s: float) -> Iterator[None]:
         yield
 
 
-def _registry_file(repository: Repository) -> Optional[Path]:
+@contextmanager
+def _registry(repository: Repository) -> Iterator[tuple[Optional[Path], Callable[[], None]]]:
+    """Give a copy of the registry file to work on, and what puts it in the file's place; none for other registries."""
     config = open_store(repository.path, repository.store).config.registry
-    path = str(config.path)
-    if config.registry_type != "file" or "://" in path:
-        return None
-    return Path(path) if Path(path).is_absolute() else repository.path / path
+    if config.registry_type != "file" or "://" in str(config.path):
+        yield None, lambda: None
+        return
+    target = repository.path / config.path  # an absolute path stays as it is
+    aside = target.with_name(f".{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside.unlink(missing_ok=True)
+    try:
+        if target.exists():
+            shutil.copyfile(target, aside)
+        yield aside, lambda: os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _view(view: Any, entities: Mapping[str, Any], store: Path) -> View:

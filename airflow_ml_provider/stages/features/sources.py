@@ -75,7 +75,7 @@ def open_source(connection: Any, name: str, source: Source, until: Interval) -> 
     """Open one source.
 
     Raises:
-        DataError: there is no data up to the interval.
+        DataError: there is no data up to the interval, or it cannot be read.
         SpecError: a column of the source's description does not exist.
     """
     path = tables.local_path(source.root)
@@ -86,10 +86,7 @@ def open_source(connection: Any, name: str, source: Source, until: Interval) -> 
         f"read_parquet([{', '.join(tables.quote(str(f)) for f in files)}], union_by_name = true, "
         f"hive_partitioning = false, filename = '__file')"
     )
-    columns = {
-        row[0]: "TIMESTAMP WITH TIME ZONE" if row[1].startswith("TIMESTAMP") else row[1]
-        for row in connection.execute(f"DESCRIBE SELECT * EXCLUDE (__file) FROM {read}").fetchall()
-    }
+    columns = _columns(connection, name, read)
     _check(name, source, columns)
     select = [f"CAST({_q(c)} AS {kind}) AS {_q(c)}" for c, kind in columns.items()]
     part = "coalesce(nullif(regexp_extract(__file, 'interval=([^/]+)/[^/]*$', 1), ''), '')"
@@ -197,6 +194,16 @@ def _check(name: str, source: Source, columns: Mapping[str, str]) -> None:
     for column in (source.corrected_at, *source.known_at.values()):
         if column is not None and not columns[column].startswith("TIMESTAMP"):
             raise SpecError(f"source {name!r}: {column!r} says when something became known and must be a timestamp")
+
+
+def _columns(connection: Any, name: str, read: str) -> dict[str, str]:
+    import duckdb
+
+    try:
+        rows = connection.execute(f"DESCRIBE SELECT * EXCLUDE (__file) FROM {read}").fetchall()
+    except duckdb.Error as error:
+        raise DataError(f"source {name!r} cannot be read: {str(error).strip()}") from error
+    return {column: "TIMESTAMP WITH TIME ZONE" if kind.startswith("TIMESTAMP") else kind for column, kind, *_ in rows}
 
 
 def _key(path: Path) -> str:

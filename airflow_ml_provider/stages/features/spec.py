@@ -131,7 +131,7 @@ class FeaturesSpec(Spec):
             raise SpecError(f"spine.source {self.spine.source!r} is not one of the sources: {', '.join(self.sources)}")
 
     def requires(self) -> dict[str, str]:
-        return {"duckdb": "duckdb", "pyarrow": "pyarrow", "feast": "feast"}
+        return {"duckdb": "duckdb", "pyarrow": "pyarrow", "feast": "feast[duckdb]", "yaml": "PyYAML"}
 
 
 @dataclass(frozen=True)
@@ -185,4 +185,4 @@ class TrainingSetSpec(Spec):
             raise SpecError("a training set needs spine.label and spine.label_known_at")
 
     def requires(self) -> dict[str, str]:
-        return {"duckdb": "duckdb", "pyarrow": "pyarrow", "feast": "feast"}
+        return {"duckdb": "duckdb", "pyarrow": "pyarrow", "feast": "feast[duckdb]", "yaml": "PyYAML"}

@@ -95,6 +95,13 @@ def test_descriptions_that_do_not_fit(connection: Any, flights: Callable[..., So
         sources.open_source(connection, "f", source, kit.day(-1))
 
 
+def test_a_file_that_is_no_parquet(connection: Any, tmp_path: Any, kit: SimpleNamespace) -> None:
+    (tmp_path / "f" / "interval=2013-01-10").mkdir(parents=True)
+    (tmp_path / "f" / "interval=2013-01-10" / "data.parquet").write_text("no")
+    with pytest.raises(DataError, match="source 'f' cannot be read"):
+        sources.open_source(connection, "f", Source(str(tmp_path / "f")), kit.day())
+
+
 def test_ref_has_a_digest_over_all_partitions(
     connection: Any, flights: Callable[..., Source], kit: SimpleNamespace
 ) -> None:
