@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from airflow_ml_provider import models, tables
+from airflow_ml_provider import codec, models, tables
 from airflow_ml_provider.exceptions import DataError, IntegrityError, SpecError
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.stages.evaluate.metrics import METRICS
@@ -83,6 +86,24 @@ class TestRun:
 
     def test_twice_changes_nothing(self, spec):
         assert_idempotent(spec, roots=[spec.output])
+
+    def test_killed_half_way_leaves_no_report_and_the_retry_writes_the_same(self, spec, tmp_path):
+        call = tmp_path / "call.json"
+        call.write_text(codec.canonical({"stage": "evaluate", "spec": spec, "info": RunInfo()}), encoding="utf-8")
+        code = (
+            "import os, signal; from pathlib import Path\n"
+            "from airflow_ml_provider.runtime import protocol\n"
+            "from airflow_ml_provider.stages.evaluate import page, report\n"
+            "page.render = lambda body: os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"report.run(*protocol.read_call(Path({str(call)!r}), 'evaluate'))"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+        assert list(Path(spec.output).rglob("evaluation.json")) == []
+        assert len(list(Path(spec.output).rglob("predictions.parquet"))) == 1
+        first = run(spec, RunInfo())
+        elsewhere = run(replace(spec, output=str(tmp_path / "elsewhere")), RunInfo())
+        assert first.predictions.digest == elsewhere.predictions.digest
+        assert report_of(first)["metrics"] == report_of(elsewhere)["metrics"]
 
     def test_another_setting_keeps_the_earlier_report(self, spec):
         first = run(spec, RunInfo())
