@@ -59,7 +59,7 @@ def evaluate(suite: Suite, table: Any, *, name: str, parameters: Mapping[str, An
         SpecError: the suite has an unknown expectation, argument or parameter, or asks for rows of an expectation
             that names none.
     """
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # before the import: versions up to 1.23 sent usage events
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # before the import, for older versions
     import great_expectations as gx
     from great_expectations.exceptions import SuiteParameterError
 
@@ -75,7 +75,7 @@ def evaluate(suite: Suite, table: Any, *, name: str, parameters: Mapping[str, An
     try:
         results = batch.validate(compiled, result_format="SUMMARY", expectation_parameters=known)
         outcomes = _outcomes(suite.checks, results)
-        outcomes = _with_rows(gx, outcomes, compiled, batch, known)
+        outcomes = _with_rows(outcomes, compiled, batch, known)
     except SuiteParameterError as error:
         raise SpecError(f"a $PARAMETER of suite {suite.name!r} has no value: {error}") from error
     return Evaluation(tuple(outcomes), context, compiled, results)
@@ -173,9 +173,7 @@ def _outcomes(checks: Sequence[Check], results: Any) -> list[Outcome]:
     return found
 
 
-def _with_rows(
-    gx: Any, outcomes: Iterable[Outcome], compiled: Any, batch: Any, parameters: Mapping[str, Any]
-) -> list[Outcome]:
+def _with_rows(outcomes: Iterable[Outcome], compiled: Any, batch: Any, parameters: Mapping[str, Any]) -> list[Outcome]:
     """Ask again for the rows that broke `quarantine` expectations: only these may cost a list of all rows."""
     found = []
     for position, outcome in enumerate(outcomes):
