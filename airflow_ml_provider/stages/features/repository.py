@@ -182,10 +182,10 @@ class Session:
         self.changed = True
 
     def _obsolete(self) -> list[Any]:
-        kept = {(type(item).__name__, item.name) for item in self.repository.objects}
+        kept = {item.name for item in self.repository.objects}
         store = self.store
         there = [*store.list_feature_services(), *store.list_feature_views(), *store.list_entities()]
-        return [item for item in there if (type(item).__name__, item.name) not in kept and item.name != "__dummy"]
+        return [item for item in there if item.name not in kept and item.name != "__dummy"]
 
 
 @contextmanager

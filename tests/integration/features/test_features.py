@@ -227,7 +227,9 @@ class TestFeast:
     def test_what_is_not_defined_any_more_is_removed(self, run: Run, tmp_path: Path) -> None:
         run(tmp_path, DAYS[0])
         loaded = repository.load(Path(_repo()), tmp_path)
-        fewer = replace(loaded, objects=[o for o in loaded.objects if o.name not in ("origin_weather", "flight_delay")])
+        kept = [item for item in loaded.objects if item.name not in ("origin_weather", "flight_delay")]
+        views = {name: view for name, view in loaded.views.items() if name != "origin_weather"}
+        fewer = replace(loaded, objects=kept, views=views, digest="fewer")
         with repository.session(fewer) as session:
             session.apply()
         names = {view.name for view in repository.open_store(Path(_repo()), tmp_path).list_feature_views()}
