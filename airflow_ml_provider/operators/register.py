@@ -24,7 +24,8 @@ class RegisterOperator(StageOperator):
 
     Parameters:
         model: the model package: the train stage's result, its `model`, or a ref.
-        evaluation: its evaluation report: the evaluate stage's result, its `report`, or a ref; none leaves it unsaid.
+        evaluation: its evaluation report: the evaluate stage's result, its `report`, or a ref; the version is
+            used at the operating point that it measured at. None takes the package's own.
         name: registered name; none takes the model's own.
         alias: alias that the new version gets.
         max_difference: highest absolute difference between a native and an ONNX score.

@@ -30,6 +30,7 @@ class JournalEntry:
         recorded_at: when the entry was written.
         previous: version that held the alias before; none for the first.
         evidence: digest of the evidence that the move stands on.
+        threshold: operating point of the version.
         reason: why.
         dag_id: the workflow that moved it.
         run_id: its run.
@@ -45,6 +46,7 @@ class JournalEntry:
     recorded_at: datetime
     previous: Optional[str] = None
     evidence: str = ""
+    threshold: Optional[float] = None
     reason: str = ""
     dag_id: str = ""
     run_id: str = ""

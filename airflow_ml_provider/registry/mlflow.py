@@ -125,11 +125,15 @@ class Registry:
             IntegrityError: the version is not the model that the entry was written about.
         """
         ref = self.get(name, entry.version)
-        if ref.digest != entry.model:
-            raise IntegrityError(
-                f"model {name!r} version {entry.version} has digest {ref.digest}, the journal's entry {entry.seq} is "
-                f"about {entry.model}: its tags were changed"
-            )
+        for what, found, written in (
+            ("digest", ref.digest, entry.model),
+            ("operating point", self.threshold(ref), entry.threshold),
+        ):
+            if found != written:
+                raise IntegrityError(
+                    f"model {name!r} version {entry.version} has {what} {found}, the journal's entry {entry.seq} says "
+                    f"{written}: its tags were changed"
+                )
         return ref
 
     def journal(self, name: str, alias: str = "champion") -> tuple[JournalEntry, ...]:
@@ -197,6 +201,11 @@ class Registry:
         with self._client() as client:
             return dict(client.get_model_version(_name(name), version).tags)
 
+    def threshold(self, ref: ModelRef) -> Optional[float]:
+        """Return the operating point that a version is used with; none when it says none."""
+        text = self.tags(ref.name, ref.version or "").get(f"{TAG}threshold")
+        return float(text) if text else None
+
     def move(
         self, name: str, alias: str, to: ModelRef, *, action: Action, info: RunInfo, effective_from: datetime,
         expected: Optional[str], reason: str = "", evidence: str = "",
@@ -224,6 +233,7 @@ class Registry:
                         raise Conflict(f"{name}@{alias} moved from version {expected} to {current} meanwhile")
                     entry = JournalEntry(
                         seq=0, action=action, version=to.version, model=to.digest, previous=current, evidence=evidence,
+                        threshold=self.threshold(to),
                         effective_from=effective_from.astimezone(timezone.utc), reason=reason,
                         recorded_at=datetime.now(timezone.utc), dag_id=info.dag_id, run_id=info.run_id,
                         identity=info.identity,

@@ -50,7 +50,8 @@ def server(folder: Path, *, wait_s: float = 120.0) -> Iterator[str]:
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        _await(f"http://127.0.0.1:{port}/health", process, wait_s, folder / "server.log")
+        for page in ("health", "api/2.0/mlflow/experiments/get?experiment_id=0"):  # the second opens the database
+            _await(f"http://127.0.0.1:{port}/{page}", process, wait_s, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         if process.poll() is None:
@@ -68,7 +69,7 @@ def _await(url: str, process: subprocess.Popen[bytes], wait_s: float, log: Path)
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(url, timeout=2):  # noqa: S310
+            with urllib.request.urlopen(url, timeout=wait_s):  # noqa: S310
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

@@ -29,12 +29,14 @@ def record(
     *,
     champion: Optional[ModelRef],
     digests: Mapping[str, str],
+    operating_point: Mapping[str, Any],
     approved_by: tuple[str, ...],
     info: RunInfo,
 ) -> dict[str, Any]:
     """Return the record of a decision.
 
     Parameters:
+        operating_point: how it was chosen, and the `threshold` that the version is used with.
         digests: of `evaluation`, `test`, `predictions`, `parity` as far as there are any.
     """
     origin = manifest.provenance
@@ -44,6 +46,7 @@ def record(
         "reason": decision.reason,
         "model": _model(model, manifest),
         "champion": None if champion is None else _model(champion),
+        "operating_point": operating_point,
         "criteria": decision.criteria,
         "unchecked": decision.unchecked,
         "policy": {"digest": codec.digest(policy), "body": policy},
@@ -79,8 +82,12 @@ def write(output: str, body: Mapping[str, Any]) -> tuple[Path, Path, str]:
     return file, html, digest
 
 
-def verify(body: Mapping[str, Any], model: ModelRef, trained_until: Any) -> None:
+def verify(body: Mapping[str, Any], model: ModelRef, trained_until: Any, threshold: Optional[float]) -> None:
     """Raise unless a record is consistent in itself and about exactly this model, whatever its decision is.
+
+    Parameters:
+        trained_until: as the package says.
+        threshold: operating point that the version is used with.
 
     Raises:
         IntegrityError: it is not.
@@ -95,6 +102,9 @@ def verify(body: Mapping[str, Any], model: ModelRef, trained_until: Any) -> None
         found.append(f"it is about model {judged.get('digest')}, not {model.digest}")
     elif judged.get("trained_until") != codec.encode(trained_until):
         found.append(f"it says trained until {judged.get('trained_until')}, the model {codec.encode(trained_until)}")
+    judged_at = (body.get("operating_point") or {}).get("threshold")
+    if threshold is not None and judged_at != threshold:
+        found.append(f"it judged at the operating point {judged_at}, the version says {threshold}")
     if body.get("decision") == PASSED and (failed or not criteria):
         found.append(f"it says passed, but not its criteria: {', '.join(failed) or 'there are none'}")
     if found:

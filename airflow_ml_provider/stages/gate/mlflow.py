@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,7 +16,7 @@ from airflow_ml_provider.models import Manifest, Scorer
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef, Ref, ReportRef
 from airflow_ml_provider.registry import Registry
-from airflow_ml_provider.stages.gate import evidence
+from airflow_ml_provider.stages.gate import evidence, reports
 from airflow_ml_provider.stages.gate.logic import Comparison, Decision, Facts, decide
 from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, GateResult, GateSpec
 
@@ -45,6 +44,7 @@ def run(spec: GateSpec, info: RunInfo) -> GateResult:
     body = evidence.record(
         decision, case.policy, case.model, case.manifest,
         champion=champion, digests=_digests(case, spec), approved_by=spec.approved_by, info=info,
+        operating_point={**case.evaluation.get("operating_point", {}), "threshold": _threshold(case, case.model)},
     )  # fmt: skip
     file, html, digest = evidence.write(spec.output, body)
     case.registry.attach_evidence(case.model, [file, html], digest, body["decision"], str(file))
@@ -83,30 +83,8 @@ def _open(spec: GateSpec) -> _Case:
             f"{spec.model.digest}"
         )
     folder = registry.fetch(spec.model)
-    evaluation = _read(spec.evaluation, "evaluation report")
-    _about(evaluation, spec.model, "evaluation report")
+    evaluation = reports.read(spec.evaluation, spec.model, "evaluation report")
     return _Case(registry, registered, folder, models.read_manifest(folder), evaluation, policy)
-
-
-def _read(ref: ReportRef, what: str) -> dict[str, Any]:
-    """Return a report, proven by its digest."""
-    path = tables.local_path(ref.uri)
-    try:
-        found = tables.file_digest(path)
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{what} {path} cannot be read: {error}") from error
-    if found != ref.digest:
-        raise IntegrityError(f"{what} {path} has digest {found}, not {ref.digest}: it was changed")
-    if not isinstance(body, dict):
-        raise DataError(f"{what} {path} is not a JSON object")
-    return body
-
-
-def _about(body: Mapping[str, Any], model: ModelRef, what: str) -> None:
-    found = (body.get("model") or {}).get("digest")
-    if found != model.digest:
-        raise IntegrityError(f"{what} is about model {found}, not {model.digest} ({model.name} {model.version})")
 
 
 def _champion(case: _Case, spec: GateSpec, info: RunInfo) -> Optional[ModelRef]:
@@ -126,18 +104,10 @@ def _facts(case: _Case, spec: GateSpec, champion: Optional[ModelRef]) -> Facts:
         worst_slice=report.get("worst_slice") or {},
         comparison=_compare(case, spec, policy.challenge, champion) if policy.challenge else None,
         quality=None if policy.min_quality is None else _quality(case.manifest, spec.quality),
-        parity=_parity(case, spec.parity),
+        parity=reports.read(spec.parity, case.model, "parity report") if spec.parity else None,
         missing_lineage=_missing(case),
         approved_by=spec.approved_by,
     )
-
-
-def _parity(case: _Case, ref: Optional[ReportRef]) -> Optional[dict[str, Any]]:
-    if ref is None:
-        return None
-    body = _read(ref, "parity report")
-    _about(body, case.model, "parity report")
-    return body
 
 
 def _missing(case: _Case) -> tuple[str, ...]:
@@ -153,16 +123,23 @@ def _quality(manifest: Manifest, roots: tuple[str, ...]) -> list[dict[str, Any]]
     """Return the quality of the batches in the window of the training set."""
     from airflow_ml_provider.stages.validate.series import read_series
 
-    until = Interval.of(manifest.trained_until, manifest.trained_until + timedelta(seconds=1)).key
     window = manifest.training.interval
-    since = window.key if window and window.start < manifest.trained_until else ""
     found = []
     for root in roots:
         for point in read_series(root):
-            if since <= point["interval"] < until:
+            if _overlaps(point["interval"], window.start if window else None, manifest.trained_until):
                 overall = (point["quality"] or {}).get("overall")
                 found.append({"interval": point["interval"], "overall": overall, "passed": bool(point["passed"])})
     return found
+
+
+def _overlaps(key: str, since: Optional[datetime], until: datetime) -> bool:
+    """Whether the batch of a partition key holds data from `since` on and before `until`."""
+    try:
+        batch = Interval.from_key(key)
+    except SpecError:  # a key of the user's own; keys of one grain sort in time order
+        return (since is None or key >= f"{since:%Y-%m-%d}") and key < f"{until:%Y-%m-%dT%H%M%S}"
+    return (since is None or batch.end > since) and batch.start < until
 
 
 def _compare(case: _Case, spec: GateSpec, challenge: Challenge, champion: Optional[ModelRef]) -> Comparison:
@@ -175,22 +152,26 @@ def _compare(case: _Case, spec: GateSpec, challenge: Challenge, champion: Option
     table = _test_rows(case, spec, spec.test)
     from airflow_ml_provider.stages.gate.challenge import paired
 
-    challenger = Scorer(case.folder)
-    scores = challenger.score(table)
+    scores = Scorer(case.folder).score(table)
     try:
-        holder = Scorer(case.registry.fetch(champion))
-        held = holder.score(table)
+        held = Scorer(case.registry.fetch(champion)).score(table)
     except DataError as error:
         return Comparison(champion=champion.version, rows=table.num_rows, problem=f"the champion cannot score: {error}")
     gain = paired(
         table.column(spec.label).to_numpy(), scores, held,
-        metric=challenge.metric, thresholds=(challenger.manifest.threshold, holder.manifest.threshold),
+        metric=challenge.metric, thresholds=(_threshold(case, case.model), _threshold(case, champion)),
         confidence=challenge.confidence, resamples=challenge.resamples, seed=_seed(case.model, champion, spec.test),
     )  # fmt: skip
     return Comparison(
         champion.version, gain.challenger, gain.champion, gain.gain, gain.low, gain.high, table.num_rows,
         note=_advantage(case.evaluation, champion),
     )  # fmt: skip
+
+
+def _threshold(case: _Case, ref: ModelRef) -> float:
+    """Return the operating point of a version; one without any is judged by the default."""
+    found = case.registry.threshold(ref)
+    return 0.5 if found is None else found
 
 
 def _test_rows(case: _Case, spec: GateSpec, test: DatasetRef) -> Any:

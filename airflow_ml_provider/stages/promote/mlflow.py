@@ -48,7 +48,7 @@ def run(spec: PromoteSpec, info: RunInfo) -> PromoteResult:
             registry, spec, model, registry.holder(model.name, spec.alias),
             f"{model.name} version {model.version} has no evidence; let the gate judge it first", "refused",
         )  # fmt: skip
-    evidence.verify(record, model, _stored(registry, model).trained_until)
+    evidence.verify(record, model, _stored(registry, model).trained_until, registry.threshold(model))
     if record["decision"] != evidence.PASSED:
         return _unmoved(
             registry, spec, model, registry.holder(model.name, spec.alias),

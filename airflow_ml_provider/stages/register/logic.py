@@ -81,10 +81,13 @@ def compare(
     )
 
 
-def version_tags(manifest: Manifest, info: RunInfo, *, evaluation: str, parity: str) -> dict[str, str]:
+def version_tags(
+    manifest: Manifest, info: RunInfo, *, threshold: float, evaluation: str, parity: str
+) -> dict[str, str]:
     """Return what a version tells about where it comes from, as tags.
 
     Parameters:
+        threshold: operating point that the version is used with.
         evaluation: digest of the evaluation report; empty without one.
         parity: digest of the parity report.
     """
@@ -99,21 +102,21 @@ def version_tags(manifest: Manifest, info: RunInfo, *, evaluation: str, parity: 
         "code": codec.digest(origin.code),
         "environment": origin.environment.get("digest") or codec.digest(origin.environment),
         "provenance": codec.canonical(origin),
-        "threshold": repr(manifest.threshold),
+        "threshold": repr(threshold),
         "evaluation": evaluation,
         "parity": parity,
     }
     return {f"{TAG}{key}": value for key, value in body.items() if value}
 
 
-def description(manifest: Manifest) -> str:
+def description(manifest: Manifest, threshold: float) -> str:
     """Return what a version's page says at the top."""
     rows = f"{manifest.training.rows:,} rows" if manifest.training.rows is not None else "rows"
     segment = ", ".join(f"{column} = {value}" for column, value in manifest.segment.items())
     return (
         f"P({manifest.label} = 1){f' for {segment}' if segment else ''} by {manifest.engine}, trained on {rows} of "
         f"`{manifest.training.name}` until {manifest.trained_until:%Y-%m-%d %H:%M} UTC; "
-        f"operating point {manifest.threshold:.4g}."
+        f"operating point {threshold:.4g}."
     )
 
 

@@ -13,7 +13,7 @@ from airflow_ml_provider.stages.register.logic import Parity, compare
 REPORT = "parity.json"
 
 
-def check(folder: Path, ref: ModelRef, *, max_difference: float, max_flips: float) -> ReportRef:
+def check(folder: Path, ref: ModelRef, *, threshold: float, max_difference: float, max_flips: float) -> ReportRef:
     """Write `parity.json` into the package and return its ref; the verdict is in it.
 
     Raises:
@@ -22,7 +22,6 @@ def check(folder: Path, ref: ModelRef, *, max_difference: float, max_flips: floa
     """
     scorer = models.Scorer(folder)
     native, exported = _scores(folder, scorer)
-    threshold = scorer.manifest.threshold
     found = compare(native, exported, threshold=threshold, max_difference=max_difference, max_flips=max_flips)
     body = {
         "model": {"name": ref.name, "digest": ref.digest, "segment": ref.segment},

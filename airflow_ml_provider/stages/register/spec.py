@@ -30,7 +30,7 @@ class RegisterSpec(Spec):
 
     Attributes:
         model: the model package; training has put the ONNX file into it.
-        evaluation: its evaluation report.
+        evaluation: its evaluation report; the version is used at the operating point that it was measured at.
         name: registered name; by default the model's own.
         alias: alias that the new version gets.
         max_difference: highest absolute difference between a native and an ONNX score.

@@ -30,10 +30,11 @@ def run(spec: ScoreSpec, info: RunInfo) -> ScoreResult:
         )
     source = _source(spec.dataset, interval)
     opened = [(ref, models.Scorer(registry.fetch(ref), providers=spec.providers)) for ref in chosen]
+    points = [point if (point := registry.threshold(ref)) is not None else s.manifest.threshold for ref, s in opened]
     target = tables.partition(spec.target, interval)
     counts = score_file(
-        source, target, opened, keep=spec.keep, batch_rows=spec.batch_rows,
-        metadata={"provenance": _provenance(spec, chosen, interval)},
+        source, target, opened, keep=spec.keep, batch_rows=spec.batch_rows, thresholds=points,
+        metadata={"provenance": _provenance(spec, chosen, points, interval)},
     )  # fmt: skip
     numbers = _numbers(counts, chosen)
     dataset = tables.describe("predictions", target, interval=interval, counts=numbers)
@@ -79,12 +80,15 @@ def _source(dataset: DatasetRef, interval: Interval) -> Path:
     return path
 
 
-def _provenance(spec: ScoreSpec, chosen: list[ModelRef], interval: Interval) -> dict[str, Any]:
+def _provenance(spec: ScoreSpec, chosen: list[ModelRef], points: list[float], interval: Interval) -> dict[str, Any]:
     """Return what the predictions were made from; nothing of the run, so that equal work gives equal bytes."""
     return {
         "interval": interval,
         "data": {spec.dataset.name: spec.dataset.digest},
-        "models": [{"name": ref.name, "version": ref.version, "digest": ref.digest} for ref in chosen],
+        "models": [
+            {"name": ref.name, "version": ref.version, "digest": ref.digest, "threshold": point}
+            for ref, point in zip(chosen, points)
+        ],
         "code": {"package": __version__},
         "environment": provenance.environment(["numpy", "onnxruntime", "onnxruntime-gpu", "pyarrow"]),
     }

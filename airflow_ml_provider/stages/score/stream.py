@@ -47,6 +47,7 @@ def score_file(
     *,
     keep: Sequence[str] = (),
     batch_rows: int = 65536,
+    thresholds: Sequence[float] = (),
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> Counts:
     """Score the rows of `source` into `target`, in the order of `source` within each model; replaces it in one step.
@@ -57,6 +58,7 @@ def score_file(
     Parameters:
         keep: columns to carry over; empty carries all.
         batch_rows: rows per batch; up to two batches per core are in memory.
+        thresholds: operating point per model, from which a row is `flagged`; by default that of the package.
         metadata: further key-value metadata of the file, as JSON.
 
     Raises:
@@ -74,7 +76,9 @@ def score_file(
                 logic.require([*scorer.manifest.inputs, *ref.segment], schema.names, f"model {ref.name!r}")
                 needed.update(dict.fromkeys([*scorer.manifest.inputs, *ref.segment]))
             counts = Counts(per_model=[0] * len(models))
-            with tables.replacing(target) as aside, _Writer(aside, schema, names, models, metadata or {}) as writer:
+            points = thresholds or [scorer.manifest.threshold for _, scorer in models]
+            named = [(ref, point) for (ref, _), point in zip(models, points)]
+            with tables.replacing(target) as aside, _Writer(aside, schema, names, named, metadata or {}) as writer:
                 batches = file.iter_batches(batch_rows, columns=list(needed), use_threads=False)
                 for index, rows, scores in _scored(batches, models, counts):
                     _count(counts, index, scores)
@@ -148,7 +152,7 @@ class _Writer:
     """Collects scored rows per model and writes row groups of one model each."""
 
     def __init__(
-        self, path: Path, schema: Any, names: Sequence[str], models: Sequence[tuple[ModelRef, Scorer]],
+        self, path: Path, schema: Any, names: Sequence[str], models: Sequence[tuple[ModelRef, float]],
         metadata: Mapping[str, Any],
     ) -> None:  # fmt: skip
         import pyarrow as pa
@@ -178,12 +182,12 @@ class _Writer:
         """Take scored rows of a model; full row groups are written."""
         import pyarrow as pa
 
-        ref, scorer = self._models[index]
+        ref, threshold = self._models[index]
         constants = [
             pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(scores)), pa.array([value]))
             for value in (ref.name, ref.version or "", ref.digest)
         ]
-        added = [pa.array(scores), pa.array(scores >= scorer.manifest.threshold), *constants]
+        added = [pa.array(scores), pa.array(scores >= threshold), *constants]
         columns = [*(rows.column(name) for name in self._names), *added]
         self._waiting[index].append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._rows[index] += len(scores)

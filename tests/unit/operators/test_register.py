@@ -14,7 +14,6 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_ml_provider import codec
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.operators.register import RegisterOperator
-from airflow_ml_provider.refs import ReportRef
 from airflow_ml_provider.testing import packages
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.testing.tracking import tracking_uri
@@ -32,9 +31,9 @@ def connection(tracking_uri, monkeypatch):
 
 def test_it_takes_what_the_stages_before_it_return(connection, tmp_path):
     ref = packages.package(tmp_path / "p")
-    evaluation = {
-        "status": "ok", "model": codec.encode(ref), "report": codec.encode(ReportRef("e", "/e", "sha256:v")),
-    }  # fmt: skip
+    test = packages.dataset(tmp_path / "test.parquet", packages.rows(400, seed=9))
+    report = packages.evaluation(tmp_path / "e.json", ref, test)
+    evaluation = {"status": "ok", "model": codec.encode(ref), "report": codec.encode(report)}
     ctx = context(DAY, run_type="asset_triggered")
     value = RegisterOperator(task_id="register", model=evaluation, evaluation=evaluation).execute(ctx)
     assert value["model"]["version"] == "1"

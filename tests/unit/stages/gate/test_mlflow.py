@@ -20,6 +20,7 @@ from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import Provenance, RunInfo
 from airflow_ml_provider.registry import Registry
 from airflow_ml_provider.stages.gate import evidence, page
+from airflow_ml_provider.stages.gate.mlflow import _overlaps, _quality
 from airflow_ml_provider.stages.gate.spec import GateSpec
 from airflow_ml_provider.stages.register.spec import RegisterSpec
 from airflow_ml_provider.stages.validate.series import write_point
@@ -208,6 +209,20 @@ def test_quality_of_the_batches_before_the_end_of_training(world):
     assert refused.failed == ("quality",)
 
 
+def test_quality_counts_from_the_first_training_row_on(world):
+    packages.package(world.root / "p", trained_until=DAY.start)
+    manifest = models.read_manifest(world.root / "p")
+    first = Interval(DAY.start - timedelta(days=2, hours=-7), DAY.start, "2013-01-06")  # from 07:00 of the 5th on
+    models.write_manifest(world.root / "p", replace(manifest, training=replace(manifest.training, interval=first)))
+    for day in (3, 4, 5, 6, 7):
+        body = {"interval": f"2013-01-{day:02d}", "quality": {"overall": day / 10}, "passed": True}
+        write_point(str(world.root / "quality"), Interval.from_key(body["interval"]), body)
+    found = _quality(models.read_manifest(world.root / "p"), (str(world.root / "quality"),))
+    assert [batch["interval"] for batch in found] == ["2013-01-05", "2013-01-06"]
+    assert _overlaps("2013-01-06T120000", None, DAY.start)
+    assert not _overlaps("2013-01-07T120000", None, DAY.start)
+
+
 def test_missing_lineage_is_named(world):
     ref = packages.package(world.root / "p")
     manifest = models.read_manifest(world.root / "p")
@@ -315,16 +330,17 @@ def test_the_record_is_verified_against_the_model(world):
     result = stages.run(world.spec(world.candidate(), POLICY), INFO)
     body = world.registry.evidence(result.model)
     until = models.read_manifest(Path(result.model.uri)).trained_until
-    evidence.verify(body, result.model, until)
+    evidence.verify(body, result.model, until, 0.5)
     for change, message in (
         ({"kind": "other"}, "it is of kind 'other'"),
         ({"model": {**body["model"], "digest": "sha256:1"}}, "it is about model sha256:1"),
         ({"model": {**body["model"], "trained_until": None}}, "it says trained until None"),
         ({"criteria": []}, "there are none"),
+        ({"operating_point": {"threshold": 0.9}}, "it judged at the operating point 0.9, the version says 0.5"),
         ({"criteria": [{**body["criteria"][0], "passed": False}]}, "but not its criteria: metric.auc"),
     ):
         with pytest.raises(IntegrityError, match=message):
-            evidence.verify({**body, **change}, result.model, until)
+            evidence.verify({**body, **change}, result.model, until, 0.5)
 
 
 def test_no_clock_and_no_path_in_the_record(world):

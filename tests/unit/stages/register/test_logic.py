@@ -88,19 +88,20 @@ MANIFEST = Manifest(
 
 def test_the_tags_tell_where_the_version_comes_from():
     info = RunInfo(dag_id="d", task_id="t", run_id="r", reason="asset", trigger="drift")
-    tags = version_tags(MANIFEST, info, evaluation="sha256:v", parity="sha256:p")
+    tags = version_tags(MANIFEST, info, threshold=0.25, evaluation="sha256:v", parity="sha256:p")
     assert tags["airflow_ml.identity"] == info.identity
     assert tags["airflow_ml.dataset"] == "sha256:d"
     assert tags["airflow_ml.environment"] == "sha256:e"
+    assert float(tags["airflow_ml.threshold"]) == 0.25
     assert (tags["airflow_ml.reason"], tags["airflow_ml.trigger"]) == ("asset", "drift")
     assert json.loads(tags["airflow_ml.provenance"])["code"] == {"package": "1"}
-    assert "airflow_ml.evaluation" not in version_tags(MANIFEST, info, evaluation="", parity="sha256:p")
+    assert "airflow_ml.evaluation" not in version_tags(MANIFEST, info, threshold=0.25, evaluation="", parity="")
 
 
 def test_the_description_says_what_the_score_means():
-    assert description(MANIFEST) == (
+    assert description(MANIFEST, 0.25) == (
         "P(late = 1) for origin = EWR by sklearn, trained on 12,345 rows of `flights` until 2013-01-07 00:00 UTC; "
-        "operating point 0.5."
+        "operating point 0.25."
     )
 
 

@@ -14,7 +14,6 @@ pytest.importorskip("mlflow")
 from airflow_ml_provider import models, stages, tables
 from airflow_ml_provider.exceptions import DataError, IntegrityError, SpecError
 from airflow_ml_provider.provenance import RunInfo
-from airflow_ml_provider.refs import ReportRef
 from airflow_ml_provider.registry import Registry
 from airflow_ml_provider.stages.register.spec import RegisterSpec
 from airflow_ml_provider.testing import packages
@@ -31,14 +30,15 @@ INFO = RunInfo(dag_id="d", task_id="register", run_id="r")
 
 def test_a_version_with_signature_provenance_and_alias(tmp_path):
     ref = packages.package(tmp_path / "p")
-    evaluation = ReportRef("evaluation", "/e.json", "sha256:v")
+    test = packages.dataset(tmp_path / "test.parquet", packages.rows(400, seed=9))
+    evaluation = packages.evaluation(tmp_path / "e.json", ref, test)
     result = stages.run(RegisterSpec(ref, evaluation, tags={"team": "ops"}), INFO)
     assert result.status == "ok"
     assert result.model == replace(ref, version="1", run_id=result.model.run_id)
     registry = Registry.from_env()
     tags = registry.tags("late", "1")
     assert tags["team"] == "ops"
-    assert tags["airflow_ml.evaluation"] == "sha256:v"
+    assert tags["airflow_ml.evaluation"] == evaluation.digest
     assert tags["airflow_ml.parity"] == result.parity.digest
     assert registry.alias("late", "candidate") == "1"
     with registry._client() as client:
@@ -132,6 +132,28 @@ def test_the_report_is_proven_by_its_digest(tmp_path):
     assert body["model"]["digest"] == result.model.digest
     assert body["rows"] == 200
     assert 0 < body["max_difference"] < 1e-4
+
+
+def test_it_is_used_at_the_operating_point_that_was_measured(tmp_path):
+    ref = packages.package(tmp_path / "p")
+    test = packages.dataset(tmp_path / "test.parquet", packages.rows(400, seed=9))
+    point = {"by": "share", "value": 0.2, "threshold": 0.71}
+    evaluation = packages.evaluation(tmp_path / "e.json", ref, test, operating_point=point)
+    result = stages.run(RegisterSpec(ref, evaluation), INFO)
+    assert Registry.from_env().threshold(result.model) == 0.71
+    assert json.loads(Path(result.parity.uri).read_text())["threshold"] == 0.71
+    alone = stages.run(RegisterSpec(ref), replace(INFO, run_id="other"))
+    assert Registry.from_env().threshold(alone.model) == 0.5
+
+
+def test_an_evaluation_of_another_model_is_an_integrity_error(tmp_path):
+    test = packages.dataset(tmp_path / "test.parquet", packages.rows(400, seed=9))
+    evaluation = packages.evaluation(tmp_path / "e.json", packages.package(tmp_path / "q", seed=1), test)
+    with pytest.raises(IntegrityError, match="evaluation report is about model sha256:"):
+        stages.run(RegisterSpec(packages.package(tmp_path / "p"), evaluation), INFO)
+    Path(evaluation.uri).write_text("{}")
+    with pytest.raises(IntegrityError, match="it was changed"):
+        stages.run(RegisterSpec(packages.package(tmp_path / "p"), evaluation), INFO)
 
 
 @pytest.mark.parametrize(

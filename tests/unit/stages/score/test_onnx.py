@@ -76,7 +76,7 @@ def test_predictions_of_an_interval(world):
     assert [(g["model"], g["version"], g["rows"]) for g in row_groups(path)] == [("late", "1", 500)]
     origin = json.loads(pq.read_metadata(path).metadata[b"airflow_ml.provenance"])
     assert origin["data"] == {"joined": world.dataset.digest}
-    assert origin["models"] == [{"name": "late", "version": "1", "digest": ref.digest}]
+    assert origin["models"] == [{"name": "late", "version": "1", "digest": ref.digest, "threshold": 0.5}]
 
 
 def test_another_run_writes_the_same_bytes(world):
@@ -131,6 +131,24 @@ def test_a_version_of_choice(world):
     assert [ref.version for ref in stages.run(world.spec(version="2"), RunInfo(interval=DAY)).models] == ["2"]
     with pytest.raises(DataError, match="version=9"):
         stages.run(world.spec(version="9"), RunInfo(interval=DAY))
+
+
+def test_rows_are_flagged_at_the_operating_point_of_the_version(world):
+    folder = world.root / "p"
+    ref = packages.package(folder)
+    tags = {"airflow_ml.identity": "x", "airflow_ml.threshold": "0.8"}
+    ref = world.registry.register("late", folder, ref, tags, "candidate")
+    world.registry.move(
+        "late", "champion", ref, action="promote", info=RunInfo(), effective_from=DAY.start, expected=None
+    )  # fmt: skip
+    result = stages.run(world.spec(), RunInfo(interval=DAY))
+    table = pq.read_table(result.dataset.uri)
+    expected = [score >= 0.8 for score in table.column("score").to_pylist()]
+    assert table.column("flagged").to_pylist() == expected
+    assert 0 < sum(expected) < 250
+    world.registry.tag("late", "1", {"airflow_ml.threshold": "0.1"})
+    with pytest.raises(IntegrityError, match=r"has operating point 0\.1, the journal's entry 1 says 0\.8"):
+        stages.run(world.spec(), RunInfo(interval=DAY))
 
 
 def test_a_model_whose_folder_is_gone_is_downloaded(world):
