@@ -48,6 +48,8 @@ class IngestDecoratedOperator(DecoratedOperator, IngestOperator):
     ) -> None:
         if "source" in kwargs:
             raise invalid("source", kwargs["source"], "left out", "the decorated function returns it")
+        if kwargs.get("wait_s"):
+            raise invalid("wait_s", kwargs["wait_s"], "left out", "the decorated function is what brings the files")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,

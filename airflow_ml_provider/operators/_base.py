@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import Asset, BaseOperator
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_ml_provider.stages import Result, Spec
+    from airflow_ml_provider.stages.checks import Check
 
 OnRefusal = Literal["fail", "skip"]
+_POLL_S = 5.0
 
 
 class StageOperator(BaseOperator):
@@ -69,8 +72,19 @@ class StageOperator(BaseOperator):
         """Return the spec of this task for an interval; the operator's fields are rendered by now."""
         raise TypeError(f"{type(self).__name__} must define build_spec")
 
-    def execute(self, context: Context) -> Any:
+    def awaits(self, interval: Interval) -> tuple[Check, float] | None:
+        """Return what must be there before the work can begin, and how long to wait for it (seconds); none by default.
+
+        The task defers: waiting takes no worker slot.
+        """
+        return None
+
+    def execute(self, context: Context, event: Mapping[str, Any] | None = None) -> Any:
         interval = resolve_interval(context, self.grain, self.interval)
+        if event is None:
+            self._wait(interval)
+        elif event["status"] == "error":
+            raise AirflowFailException(event["message"])
         self.info = run_info(context, interval)
         try:
             spec = self.build_spec(interval, context)
@@ -81,6 +95,16 @@ class StageOperator(BaseOperator):
             raise
         self.publish(context, self.result, interval)
         return self.conclude(context, self.result)
+
+    def _wait(self, interval: Interval) -> None:
+        awaited = self.awaits(interval)
+        if awaited is None or awaited[0].ask({}).done:
+            return
+        from airflow_ml_provider.triggers.check import CheckTrigger
+
+        check, patience_s = awaited
+        trigger = CheckTrigger(check.check, codec.encode(check), poll_s=_POLL_S)
+        self.defer(trigger=trigger, method_name="execute", timeout=timedelta(seconds=patience_s))
 
     def environment(self) -> dict[str, str]:
         """Return the connection settings for the stage's process; they go nowhere else."""

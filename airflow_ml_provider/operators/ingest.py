@@ -14,6 +14,8 @@ from airflow_ml_provider.stages.ingest.spec import Column, IngestSpec, as_column
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_ml_provider.stages.checks import Check
+
 _ANY_DAY = Interval.of_grain(datetime(2000, 1, 1, tzinfo=timezone.utc), "day")
 
 
@@ -41,6 +43,8 @@ class IngestOperator(StageOperator):
         null_values: texts that mean "no value".
         quarantine: root folder of the dead letters; by default `TARGET` with `_quarantine` appended.
         on_missing: what having no file means: an error that retries may mend (`fail`) or an empty interval (`empty`).
+        wait_s: how long to wait for the first file, in the triggerer and without a worker slot (seconds); by default
+            the task does not wait. When the wait ends without a file, the task fails.
         delimiter: the character between the fields of a CSV file.
         memory_gib: what the table engine may hold in memory before it spills to disk (GiB).
     """
@@ -48,7 +52,7 @@ class IngestOperator(StageOperator):
     template_fields: Sequence[str] = (
         *StageOperator.template_fields,
         "name", "source", "target", "columns", "key", "version", "mode", "partition_by", "null_values", "quarantine",
-        "on_missing", "delimiter", "memory_gib",
+        "on_missing", "wait_s", "delimiter", "memory_gib",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +69,7 @@ class IngestOperator(StageOperator):
         null_values: Sequence[str] = ("", "NA", "NULL", "null"),
         quarantine: str | None = None,
         on_missing: Literal["fail", "empty"] | str = "fail",
+        wait_s: float = 0.0,
         delimiter: str = ",",
         memory_gib: float | str = 2.0,
         **kwargs: Any,
@@ -81,12 +86,21 @@ class IngestOperator(StageOperator):
         self.null_values = null_values
         self.quarantine = quarantine
         self.on_missing = on_missing
+        self.wait_s = wait_s
         self.delimiter = delimiter
         self.memory_gib = memory_gib
         shape = (columns, key, version, mode, partition_by, null_values, on_missing, delimiter, memory_gib)
         if _is_plain(shape):
             places = {what: "later" for what in ("name", "source", "target") if not _is_plain(getattr(self, what))}
             self._spec(_ANY_DAY, **places)
+
+    def awaits(self, interval: Interval) -> tuple[Check, float] | None:
+        if not float(self.wait_s):
+            return None
+        from airflow_ml_provider.stages.checks import LandingCheck
+        from airflow_ml_provider.stages.ingest.logic import resolve_source
+
+        return LandingCheck(resolve_source(self.source, interval)), float(self.wait_s)
 
     def build_spec(self, interval: Interval, context: Context) -> IngestSpec:
         return self._spec(interval)

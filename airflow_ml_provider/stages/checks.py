@@ -48,6 +48,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class LandingCheck(Check):
+    """Has a landing file come?
+
+    Attributes:
+        source: path or glob of the files.
+    """
+
+    check: ClassVar[str] = "landing"
+    source: str
+
+    def ask(self, env: Mapping[str, str]) -> Answer:
+        from airflow_ml_provider.stages.ingest.reader import landing_files
+
+        files = [path.name for path in landing_files(self.source)[1]]
+        if not files:
+            return Answer(False, f"no file matches {self.source} yet")
+        return Answer(True, f"{len(files)} files match {self.source}", {"files": files})
+
+
+@dataclass(frozen=True)
 class PartitionCheck(Check):
     """Are these partitions of a table complete? A partition that exists is: it is renamed into place when written.
 
@@ -245,7 +265,7 @@ class DriftCheck(Check):
 
 
 CHECKS: dict[str, type[Check]] = {
-    cls.check: cls for cls in (PartitionCheck, LabelsCheck, FreshnessCheck, AliasCheck, DriftCheck)
+    cls.check: cls for cls in (LandingCheck, PartitionCheck, LabelsCheck, FreshnessCheck, AliasCheck, DriftCheck)
 }
 
 

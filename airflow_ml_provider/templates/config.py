@@ -49,6 +49,7 @@ class Dataset:
         corrected_at: column that says when a corrected version of a row became known.
         mode: `overwrite` the window or `merge` by key.
         on_missing: no file is an error (`fail`) or an empty window (`empty`).
+        wait_s: how long a run waits for its first file (seconds); by default it does not.
         suite: Great Expectations suite, relative to the configuration.
         profile: what quality is measured by; without suite and profile the dataset is not validated.
         allow_empty: an empty window passes validation, with a notice.
@@ -61,6 +62,7 @@ class Dataset:
     corrected_at: str | None = None
     mode: Literal["overwrite", "merge"] = "overwrite"
     on_missing: Literal["fail", "empty"] = "fail"
+    wait_s: float = 0.0
     suite: str | None = None
     profile: ProfileSpec | None = None
     allow_empty: bool = False

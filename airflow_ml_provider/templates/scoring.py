@@ -98,6 +98,7 @@ def _table(config: PipelineConfig, name: str) -> StageOperator:
         version=dataset.version,
         mode=dataset.mode,
         on_missing=dataset.on_missing,
+        wait_s=dataset.wait_s,
         outlets=[] if dataset.validated else updated,
         **stage_arguments(config, "ingest"),
     )

@@ -139,3 +139,24 @@ def test_summary_is_plain_json():
     import json
 
     assert json.loads(json.dumps(summary(EchoResult(dataset=ROWS))))["dataset"]["rows"] == 3
+
+
+def test_a_stage_that_waits_defers_and_goes_on_with_the_event(tmp_path):
+    from airflow.sdk.exceptions import TaskDeferred
+
+    from airflow_ml_provider.stages.checks import LandingCheck
+
+    class WaitingOperator(EchoOperator):
+        def awaits(self, interval):
+            return LandingCheck(str(tmp_path / f"{interval.key}*.csv")), 60.0
+
+    operator = WaitingOperator(task_id="t", runtime=FakeRuntime())
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context())
+    assert deferred.value.trigger.question == {"source": f"{tmp_path}/2013-01-05*.csv"}
+    assert deferred.value.timeout == timedelta(seconds=60)
+    assert operator.execute(context(), event={"status": "done", "value": {}})["status"] == "ok"
+    with pytest.raises(AirflowFailException, match="folder"):
+        operator.execute(context(), event={"status": "error", "message": "source is a folder"})
+    (tmp_path / "2013-01-05.csv").write_text("x\n")
+    assert operator.execute(context())["status"] == "ok", "what is there already is not waited for"
