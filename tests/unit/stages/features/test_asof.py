@@ -131,7 +131,7 @@ def test_several_views_other_key_names_and_declared_types(
         Pick(shown, ("temp",), "there", {"airport": "dest"}),
     ]
     connection.execute(
-        "CREATE TEMP TABLE s AS SELECT 'x' AS id, 'EWR' AS origin, 'IAH' AS dest, TIMESTAMPTZ '2023-03-02 00:00Z' AS t"
+        "CREATE TEMP TABLE s AS SELECT 'x' AS id, 'EWR' AS origin, 'IAH' AS dest, TIMESTAMPTZ '2023-03-02 00:00:00Z' AS t"
     )
     query = asof.join(connection, "s", "t", picks, {"weather": [file]}, drop=["origin"])
     (row,) = kit.fetch(connection, query)
@@ -150,6 +150,6 @@ def test_what_is_missing_is_named(connection: Any, write: Callable[..., Path]) -
         asof.relation(connection, view(), [])
     with pytest.raises(SpecError, match="did you mean 'value'"):
         asof.relation(connection, view(features={"f": "valeu"}), [file])
-    connection.execute("CREATE TEMP TABLE s AS SELECT 1 AS custmer, TIMESTAMPTZ '2023-03-02 00:00Z' AS t")
+    connection.execute("CREATE TEMP TABLE s AS SELECT 1 AS custmer, TIMESTAMPTZ '2023-03-02 00:00:00Z' AS t")
     with pytest.raises(SpecError, match="did you mean 'custmer'"):
         asof.join(connection, "s", "t", [whole(view())], {"v": [file]})
