@@ -95,13 +95,16 @@ class AirflowApi:
     def backfill(self, dag_id: str, start: str, end: str, *, parallel: int, conf: dict[str, Any] | None = None) -> None:
         """Create a backfill over logical dates `start` to `end` (ISO); existing runs are left alone.
 
-        SQLite has one writer: Airflow answers 503 while the scheduler writes, and asking again is all that it takes.
+        SQLite has one writer and no row locks: Airflow answers 503 while the scheduler writes, and a scheduler that
+        takes up runs that are still being created dies. So the DAG is paused for that moment, and 503 is asked again.
         """
+        self.pause(dag_id, True)
+        time.sleep(1)
         body = {"dag_id": dag_id, "from_date": start, "to_date": end, "max_active_runs": parallel}
         for pause in (1, 2, 5, 10, 20, None):
             try:
                 self.call("POST", "backfills", {**body, "dag_run_conf": conf or {}, "reprocess_behavior": "none"})
-                return
+                return self.pause(dag_id, False)
             except RuntimeError as error:
                 if ": 503 " not in str(error) or pause is None:
                     raise

@@ -58,6 +58,7 @@ def training_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
             grain=config.grain,
             timeout=timedelta(hours=12).total_seconds(),
             poke_interval=20,
+            deferrable=True,
         )
         rows = _training_set(config)
         labels >> rows
