@@ -40,7 +40,7 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
         if spec.launch.processes > 1:
             from airflow_ml_provider.stages.train import launch
 
-            return launch.torchrun(spec, info)
+            return launch.torchrun(spec, info, package.beside(folder, "launch"))
         found = train(spec, info, Ranks())
         if found is None:
             raise RuntimeError("rank 0 gave no result")

@@ -6,10 +6,10 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,27 +30,33 @@ _TAIL, _GRACE_S = 40, 5.0
 _PR_SET_PDEATHSIG = 1
 
 
-def torchrun(spec: TrainSpec, info: RunInfo) -> TrainResult:
+def torchrun(spec: TrainSpec, info: RunInfo, folder: Path) -> TrainResult:
     """Train with `spec.launch.processes` ranks and return what rank 0 gives.
+
+    Parameters:
+        folder: for the call and the outcomes; what is in it is removed.
 
     Raises:
         StageCrashed: a rank was killed more often than `max_restarts`.
         MlError: what a rank raised.
     """
-    with tempfile.TemporaryDirectory(prefix="ml-torchrun-") as name:
-        folder = Path(name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
         (folder / CALL).write_text(codec.canonical({"spec": spec, "info": info}), encoding="utf-8")
         command = [sys.executable, "-m", __name__, str(os.getpid())]
         command += ["--standalone", f"--nproc-per-node={spec.launch.processes}"]
         command += [f"--max-restarts={spec.launch.max_restarts}", "--monitor-interval=0.1"]
         code, tail = _run([*command, "-m", WORKER, str(folder)])
         outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("outcome-*.json"))]
-        for outcome in outcomes:
-            if code == 0 and "result" in outcome:
-                return codec.decode(TrainResult, outcome["result"], "result")
-        for outcome in sorted(outcomes, key=lambda o: o.get("error", {}).get("time", 0.0)):
-            if "error" in outcome:
-                raise _error(outcome["error"])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for outcome in outcomes:
+        if code == 0 and "result" in outcome:
+            return codec.decode(TrainResult, outcome["result"], "result")
+    for outcome in sorted(outcomes, key=lambda o: o.get("error", {}).get("time", 0.0)):
+        if "error" in outcome:
+            raise _error(outcome["error"])
     lines = "\n".join(tail)
     raise StageCrashed(
         f"torchrun with {spec.launch.processes} processes ended without a result (exit code {code}); a rank was "
@@ -81,7 +87,9 @@ def _run(command: list[str]) -> tuple[int, deque[str]]:
     try:
         for line in process.stdout or ():
             tail.append(line.rstrip())
-            log.info("%s", line.rstrip())
+            level, _, message = tail[-1].partition("\t")
+            number = logging.getLevelName(level) if message else logging.INFO
+            log.log(number if isinstance(number, int) else logging.INFO, "%s", message or tail[-1])
         return process.wait(), tail
     finally:
         _stop(process)

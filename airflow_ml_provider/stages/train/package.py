@@ -31,6 +31,11 @@ def place(spec: TrainSpec, info: RunInfo) -> Path:
     return root / logic.model_name(spec.name, spec.segment) / logic.identity(spec, info)
 
 
+def beside(folder: Path, what: str) -> Path:
+    """Return the hidden place beside a package's folder where something is put meanwhile."""
+    return folder.parent / f".{folder.name}.{what}"
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Keep others from training into `folder` meanwhile, and mend what a killed one left.
@@ -41,15 +46,15 @@ def owned(folder: Path) -> Iterator[None]:
     import fcntl
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as lock:  # the kernel lets go of it when its holder dies
+    with open(beside(folder, "lock"), "w") as lock:  # the kernel lets go of it when its holder dies
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(f"another process is training into {folder}; an earlier try may still be alive") from None
-        aside, old = _beside(folder)
+        old = beside(folder, "old")
         if old.exists() and not folder.exists():
             old.rename(folder)
-        for leftover in (aside, old):
+        for leftover in (beside(folder, "new"), old, beside(folder, "launch")):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
 
@@ -77,7 +82,7 @@ def write(
     Raises:
         DataError: the ONNX export does not score as the model does.
     """
-    aside, _ = _beside(folder)
+    aside = beside(folder, "new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     name = logic.model_name(spec.name, spec.segment)
@@ -116,7 +121,7 @@ def write(
 
 def commit(folder: Path) -> None:
     """Put the written package in place, in a step that a kill cannot halve; snapshots are done with."""
-    aside, old = _beside(folder)
+    aside, old = beside(folder, "new"), beside(folder, "old")
     for path in aside.iterdir():
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
@@ -183,7 +188,3 @@ def _write_reference(aside: Path, spec: TrainSpec, rows: data.Rows) -> None:
     scores = sketch_parquet([aside / models.VALIDATION], {models.SAMPLE_SCORE: "float"})
     columns = {**profile.columns, models.SCORE: scores.columns[models.SAMPLE_SCORE]}
     (aside / models.REFERENCE).write_text(replace(profile, columns=columns).to_json(), encoding="utf-8")
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    return folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"

@@ -250,9 +250,10 @@ def native(model: Any, features: int) -> Native:
         return torch.cat(parts).double().numpy()
 
     def save(folder: Path) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file({name: value.contiguous().clone() for name, value in net.state_dict().items()}, folder / WEIGHTS)
+        state = {name: value.contiguous().clone() for name, value in net.state_dict().items()}
+        (folder / WEIGHTS).write_bytes(save(state))
         config: Mapping[str, Any] = getattr(net, "config", {"class": type(net).__name__})
         (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 

@@ -22,6 +22,8 @@ from airflow_ml_provider.stages.train.spec import TrainSpec
 def main(folder: Path) -> int:
     """Train as the rank that torchrun says; leave the result, or the error, in `folder`."""
     launch.end_with(int(os.environ[launch.AGENT]))
+    from torch import distributed
+
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s\t%(name)s\t%(message)s")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     path = folder / f"outcome-{ranks.rank}.json"
@@ -29,29 +31,35 @@ def main(folder: Path) -> int:
     call = json.loads((folder / launch.CALL).read_text(encoding="utf-8"))
     spec, info = codec.decode(TrainSpec, call["spec"], "spec"), codec.decode(RunInfo, call["info"], "info")
     try:
-        result = _train(spec, info, ranks)
+        _join(ranks)
+        result = engines.train(spec, info, ranks)
     except Exception as error:  # noqa: BLE001 - the stage raises it, with its traceback
+        # Before the others lose their connection to this rank, and fail of that.
         tables.write_text(path, json.dumps({"error": _told(error)}))
         return 1
     if result is not None:
         tables.write_text(path, json.dumps({"result": codec.encode(result)}, allow_nan=False))
+    distributed.destroy_process_group()
     return 0
 
 
-def _train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Any:
+def _join(ranks: Ranks) -> None:
+    """Make this process one of the group."""
     import torch
     from torch import distributed
 
-    local = int(os.environ["LOCAL_RANK"])
     on_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if on_gpus:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.set_num_threads(1)
-    distributed.init_process_group("nccl" if on_gpus else "gloo")
-    try:
-        return engines.train(spec, info, ranks)
-    finally:
-        distributed.destroy_process_group()
+    # The store outlives a restart, and with it the addresses of the ranks before: they must not be met again.
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = distributed.TCPStore(address, port, ranks.world_size, is_master=not held and ranks.rank == 0)
+    attempt = distributed.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    distributed.init_process_group(
+        "nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank, world_size=ranks.world_size
+    )
 
 
 def _told(error: Exception) -> dict[str, Any]:

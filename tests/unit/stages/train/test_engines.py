@@ -171,7 +171,7 @@ class TestRetry:
         """At each of the three moments between writing aside and removing the old one, a package is found again."""
         first = run()
         folder = Path(first.model.uri)
-        aside, old = package._beside(folder)
+        aside, old = package.beside(folder, "new"), package.beside(folder, "old")
         if moment == "written":
             shutil.copytree(folder, aside)
         elif moment == "moved away":
