@@ -106,8 +106,12 @@ def native(model: Any, features: int) -> Native:
             raise SpecError(f"{type(model).__name__} does not convert to ONNX: {error}") from error
 
     def save(folder: Path) -> None:
-        import skops.io
+        import warnings
 
-        skops.io.dump(model, folder / MODEL)
+        with warnings.catch_warnings():  # it looks into every loaded module, and wakes their deprecated names
+            warnings.simplefilter("ignore")
+            import skops.io
+
+            skops.io.dump(model, folder / MODEL)
 
     return Native(lambda matrix: model.predict_proba(matrix)[:, 1], graph, save, LIBRARIES)
