@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -70,24 +70,24 @@ def _online(work: Work, session: Session, computed: Mapping[str, Computed]) -> t
     count, views, interval = 0, {}, work.spec.interval
     shown = [view for view in work.repository.views.values() if view.online]
     for view in shown:
-        everything, own = _files(work, view)
-        count += online.materialise(work.connection, session, view, own, everything, interval)
+        # Another run may have computed later intervals that are not materialised yet; their rows are none of ours.
+        horizon = replace(interval, end=session.newest(view.name, interval))
+        visible = compute.files(view, work.store, horizon)
+        count += online.materialise(work.connection, session, view, _own(work, view), visible, interval)
     newest = max((session.newest(view.name, interval) for view in shown), default=interval.end)
     if newest == interval.end:
         for view in shown:
-            own, until = _files(work, view)[1], compute.files(view, work.store, interval)
-            views[view.name] = online.skew(work.connection, session, view, own, until, interval)
+            until = compute.files(view, work.store, interval)
+            views[view.name] = online.skew(work.connection, session, view, _own(work, view), until, interval)
     return count, _report(work, computed, views, newest)
 
 
-def _files(work: Work, view: logic.View) -> tuple[list[Path], list[Path]]:
-    """Return all files of a view, and those that this run wrote."""
+def _own(work: Work, view: logic.View) -> list[Path]:
+    """Return the files of a view that this run wrote; those of a table that is not ours all count."""
     if view.table is None:
-        found = compute.matching(view.path)
-        return found, found
-    root = str(compute.root(work.store, view.table))
-    own = tables.partition(root, work.spec.interval)
-    return tables.partitions(root), [own] if own.exists() else []
+        return compute.matching(view.path)
+    own = tables.partition(str(compute.root(work.store, view.table)), work.spec.interval)
+    return [own] if own.exists() else []
 
 
 def _report(work: Work, computed: Mapping[str, Computed], views: Mapping[str, ViewSkew], newest: Any) -> ReportRef:

@@ -34,7 +34,7 @@ def materialise(
 
     Parameters:
         own: the interval's own files of the view.
-        files: all of its files.
+        files: the view's files of all intervals up to the newest that was materialised.
     """
     newest = session.newest(view.name, interval)
     keys = ", ".join(map(_q, view.keys))
