@@ -157,6 +157,12 @@ class TestAgain:
         assert report["reason"] == "a later interval is in the online store already"
         assert online(back) == online(forward)
 
+    def test_a_later_day_that_is_only_computed_yet_stays_out(self, run: Run, tmp_path: Path) -> None:
+        """A concurrent run of the next day has written its tables when this one materialises."""
+        run(tmp_path, DAYS[1], materialize=False)
+        result = run(tmp_path, DAYS[0])
+        assert (result.status, result.skew.summary) == ("ok", {"comparable": True, "share": 0.0})
+
     def test_an_old_interval_does_not_touch_newer_values(self, run: Run, tmp_path: Path) -> None:
         for day in (DAYS[0], DAYS[2]):
             run(tmp_path, day)
