@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -217,7 +218,7 @@ def test_a_killed_gate_is_completed_by_its_retry(world, method):
 
 
 _MOVE = """
-import sys
+import random, sys, time
 from pathlib import Path
 from airflow_ml_provider import stages
 from airflow_ml_provider.exceptions import Conflict
@@ -225,12 +226,13 @@ from airflow_ml_provider.runtime import protocol
 spec, info = protocol.read_call(Path(sys.argv[1]), "promote")
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(30):
+for _ in range(100):
     try:
         print(stages.run(spec, info).status)
         break
     except Conflict as error:
         print("conflict", error, file=sys.stderr)
+        time.sleep(random.random() / 2)
 """
 
 
@@ -238,23 +240,25 @@ def test_concurrent_promotions_lose_no_entry(world):
     """Three tasks promote at once and repeat on conflicts: the newest wins, every move is in the journal."""
     refs = {day: world.judged(day)[0] for day in (2, 4, 6)}
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    tasks = []
-    for day, ref in refs.items():
-        call = world.root / f"call-{day}.json"
-        protocol.write_call(call, PromoteSpec(ref), info(day))
-        command = [sys.executable, "-c", _MOVE, str(call)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        tasks.append(subprocess.Popen(command, env=env, text=True, **pipes))  # type: ignore[call-overload]
-    for task in tasks:
-        assert task.stdout.readline() == "ready\n"
-    for task in tasks:
-        task.stdin.write("go\n")
-        task.stdin.flush()
-    outcomes = {}
-    for day, task in zip(refs, tasks, strict=True):
-        out, err = task.communicate(timeout=240)
-        assert task.returncode == 0, err
-        outcomes[day] = out.strip()
+    outcomes: dict[int, str] = {}
+    with contextlib.ExitStack() as stack:
+        tasks = {}
+        for day, ref in refs.items():
+            call = world.root / f"call-{day}.json"
+            protocol.write_call(call, PromoteSpec(ref), info(day))
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            task = subprocess.Popen([sys.executable, "-c", _MOVE, str(call)], env=env, text=True, **pipes)  # type: ignore[call-overload]
+            tasks[day] = stack.enter_context(task)
+            stack.callback(task.kill)
+        for task in tasks.values():
+            assert task.stdout.readline() == "ready\n"
+        for task in tasks.values():
+            task.stdin.write("go\n")
+            task.stdin.flush()
+        for day, task in tasks.items():
+            out, err = task.communicate(timeout=240)
+            assert task.returncode == 0, err
+            outcomes[day] = out.strip()
     log = world.registry.journal(world.name)
     assert world.registry.verify_journal(world.name) == []
     assert log[-1].version == refs[6].version == world.registry.alias(world.name, "champion")
