@@ -229,7 +229,7 @@ class Stack:
                     "--workers",
                     "1",
                 ],
-                {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         if not self.services.running("airflow"):
             say("starting Airflow")
