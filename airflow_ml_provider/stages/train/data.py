@@ -160,7 +160,8 @@ def _times(table: Any, spec: TrainSpec) -> Any:
         raise DataError(f"timestamp {spec.timestamp!r} must be a timestamp column, it has type {column.type}")
     if column.null_count:
         raise DataError(f"{column.null_count} of {len(column)} training rows have no timestamp in {spec.timestamp!r}")
-    values = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).combine_chunks()
+    zone = getattr(column.type, "tz", None)
+    values = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()).combine_chunks()
     times = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values)]
     interval = spec.dataset.interval
     if interval is not None:

@@ -104,6 +104,18 @@ class Run:
         order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(rows)
         return [order[i + self.rank : i + size : self.world_size] for i in range(0, rows - size + 1, size)]
 
+    def parallel(self, module: Any) -> Any:
+        """Return a torch module as all ranks train it together (DDP); the module itself when there is one rank.
+
+        DDP arranges gradients anew after its first step, unless some might be unused. Three or more ranks then add them
+        up in another order, and a resumed training would end in other last bits than one that was not interrupted.
+        """
+        if self.world_size == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(module, find_unused_parameters=True)
+
     def snapshot(self, step: int, **state: Any) -> None:
         """Keep `state` so that a killed training can go on from here; every rank must call it at the same step.
 

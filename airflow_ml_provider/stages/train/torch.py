@@ -121,8 +121,9 @@ class _Training:
             len(pre.numbers), tuple(c.size for c in pre.categories), settings.hidden, settings.dropout
         ).to(self.device)
         randomness.seed(run.seed, run.rank)
-        self.model = torch.nn.parallel.DistributedDataParallel(self.net) if run.world_size > 1 else self.net
-        self.rows, self.labels = self._tensors(run.train)
+        self.model = run.parallel(self.net)
+        self.rows, self.labels = self._tensors(run.train, slice(None))
+        self.later = self._tensors(run.validation, slice(run.rank, None, run.world_size))
         self.steps_per_epoch = len(run.batches(0, settings.batch_size))
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -182,16 +183,14 @@ class _Training:
     def _validate(self) -> float:
         import torch
 
-        rows, labels = self._tensors(self.run.validation)
-        share = slice(self.run.rank, None, self.run.world_size)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.net.eval()
         with torch.no_grad():
-            for part, truth in zip(rows[share].split(_AT_ONCE), labels[share].split(_AT_ONCE)):
+            for part, truth in zip(*(tensor.split(_AT_ONCE) for tensor in self.later)):
                 total += torch.nn.functional.binary_cross_entropy_with_logits(
                     self.net(part).double(), truth.double(), reduction="sum"
                 )
-        return self._sum(total) / len(labels)
+        return self._sum(total) / len(self.run.validation)
 
     def _sum(self, value: Any) -> float:
         if self.run.world_size > 1:
@@ -220,11 +219,11 @@ class _Training:
         self.scheduler.load_state_dict(found["scheduler"])
         self.progress, self.best = found["progress"], found["best"]
 
-    def _tensors(self, part: Part) -> tuple[Any, Any]:
+    def _tensors(self, part: Part, share: slice) -> tuple[Any, Any]:
         import torch
 
-        matrix, labels = part.numpy()
-        return torch.from_numpy(matrix).to(self.device), torch.from_numpy(labels).to(self.device)
+        matrix, labels = (torch.from_numpy(values[share]).to(self.device) for values in part.numpy())
+        return matrix, labels
 
 
 def native(model: Any, features: int) -> Native:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from airflow_ml_provider import codec
-from airflow_ml_provider.exceptions import Conflict, Unavailable
+from airflow_ml_provider.exceptions import Conflict, MlError, Unavailable
 from airflow_ml_provider.provenance import Provenance, RunInfo
 from airflow_ml_provider.registry import _server
 from airflow_ml_provider.stages.train import logic
@@ -100,9 +100,10 @@ class MlflowTracker(Tracker):
     def fail(self, status: str = "FAILED") -> None:
         """End the run badly, if the server can be told; a retry continues it."""
         try:
+            self.flush()
             with _server.errors(self._uri):
                 self._client.set_terminated(self.tracked.run_id, status=status)
-        except Unavailable as error:
+        except MlError as error:
             log.warning("the tracking server could not be told of the failure: %s", error)
 
     def _known_steps(self, key: str) -> set[int]:
@@ -134,7 +135,6 @@ def tracking(spec: TrainSpec, info: RunInfo, origin: Provenance, params: Mapping
     try:
         yield tracker
     except BaseException as error:
-        tracker.flush()
         tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
 

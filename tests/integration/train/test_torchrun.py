@@ -172,6 +172,21 @@ def test_one_rank_killed(torch_spec, whole, tmp_path, max_restarts, rank):
     assert found.metrics == whole.metrics
 
 
+def test_three_ranks_add_up_in_one_order(torch_spec, tmp_path):
+    """With two, a sum has but one order; with three, DDP must not rearrange the gradients."""
+    launch = Launch(processes=3, snapshot_every=5)
+    spec = torch_spec(launch=launch, params={**PARAMS, "epochs": 3, "batch_size": 255, "hidden": [32, 16]})
+    folder = package.place(spec, INFO)
+    with stage_process(spec, tmp_path) as process:
+        wait_until(lambda: any(step >= 30 for step in steps_of(folder)), "a snapshot from step 30 on")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    found = stages.run(spec, INFO)
+    assert found.resumed_from >= 30
+    assert found.model.digest == stages.run(spec, replace(INFO, run_id="three")).model.digest
+
+
 def test_damaged_snapshot_costs_a_few_steps_only(torch_spec, whole, tmp_path):
     spec = torch_spec()
     folder = package.place(spec, INFO)
@@ -197,12 +212,10 @@ def test_errors_of_a_rank_are_the_stage_s(torch_spec):
 FUNCTION = """
 def fit(run, epochs):
     import torch
-    from torch.nn.parallel import DistributedDataParallel
-
     x, y = (torch.from_numpy(part) for part in run.train.numpy())
     torch.manual_seed(run.seed)
     net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
-    model = DistributedDataParallel(net) if run.world_size > 1 else net
+    model = run.parallel(net)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for epoch in range(epochs):
         for rows in run.batches(epoch, 256):
