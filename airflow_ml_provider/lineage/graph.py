@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -147,12 +147,13 @@ class Graph:
         timely = [r for r in exact if not before or r.time <= before] or exact
         return max(timely, key=lambda run: (run.time, run.id), default=None)
 
-    def walk(self, start: Dataset) -> Iterator[Step]:
+    def walk(self, start: Dataset, version: Optional[str] = None) -> Iterator[Step]:
         """Give the start and everything that it came from, nearest first, each dataset once per version.
 
-        A run that read a table's folder read those of its partitions that its `subset` facet names.
+        Without a `version` of the start its newest one counts. A run that read a table's folder read those of its
+        partitions that its `subset` facet names.
         """
-        first = self._resolve(Step(0, start), "")
+        first = self._resolve(Step(0, start, version), "")
         queue: deque[Step] = deque([first])
         seen = {(first.dataset, first.version)}
         while queue:
@@ -178,10 +179,20 @@ class Graph:
                     queue.append(output)
         return found
 
-    def chain(self, start: Dataset, end: Dataset) -> list[Step]:
-        """Return a shortest way upstream from `start` to `end`; empty when there is none."""
+    def chain(self, start: Dataset, *stops: Dataset) -> list[Step]:
+        """Return a shortest way upstream from `start` over all `stops`, in their order; empty when there is none."""
+        way: list[Step] = []
+        for end in stops:
+            last = way[-1] if way else Step(0, start)
+            part = self._shortest(last, end)
+            if not part:
+                return []
+            way += [replace(step, depth=step.depth + last.depth) for step in (part[1:] if way else part)]
+        return way
+
+    def _shortest(self, start: Step, end: Dataset) -> list[Step]:
         steps: dict[Dataset, Step] = {}
-        for step in self.walk(start):
+        for step in self.walk(start.dataset, start.version):
             steps.setdefault(step.dataset, step)
             if step.dataset == end:
                 way = [step]

@@ -105,6 +105,14 @@ def test_from_a_prediction_to_the_landing_file_of_a_training_day() -> None:
     assert [step.depth for step in chain] == list(range(8))
 
 
+def test_over_given_stops() -> None:
+    graph = Graph(pipeline())
+    view = of_uri("/s/view/interval=2013-01-04")
+    way = graph.chain(PREDICTION, Dataset("mlflow", "delay/1"), view, of_uri(LANDING[3].uri))
+    assert way == graph.chain(PREDICTION, of_uri(LANDING[3].uri))
+    assert graph.chain(PREDICTION, view, Dataset("mlflow", "delay/1")) == []
+
+
 def test_rows_that_came_after_the_cutoff_are_not_in_the_training() -> None:
     graph = Graph(pipeline())
     model = Dataset("mlflow", "delay/1")
