@@ -13,7 +13,8 @@ from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
 def choose_threshold(point: OperatingPoint, rows: Rows) -> float:
     """Return the score from which a row is flagged, chosen on validation rows.
 
-    Where no threshold reaches the wanted precision, the one of highest precision is taken.
+    It lies half-way between the lowest flagged score and the next lower one: rounding, as in another runtime, then
+    changes no decision on the rows that it was chosen on. Where no threshold reaches the wanted precision, the one of highest precision is taken.
 
     Raises:
         DataError: the validation rows lack a label that the choice needs.
@@ -42,7 +43,10 @@ def choose_threshold(point: OperatingPoint, rows: Rows) -> float:
         if not len(allowed):  # even the best scored rows are too many: flag none
             return float(np.nextafter(rows.scores[0], np.inf))
         at = int(allowed[-1])
-    return float(rows.scores[ends[at]])
+    lowest = rows.scores[ends[at]]
+    below = rows.scores[ends[at] + 1] if ends[at] + 1 < n else lowest
+    half = (lowest + below) / 2
+    return float(half if half > below else lowest)
 
 
 def worst_slices(slices: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
