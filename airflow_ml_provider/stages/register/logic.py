@@ -13,6 +13,8 @@ from airflow_ml_provider.models import ONNX, SCORE, Manifest
 from airflow_ml_provider.provenance import RunInfo
 
 TAG = "airflow_ml."
+ROUNDING = 1e-6
+"""What float32 may lose of a probability. An operating point is often the score of some row, which then is a tie."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Parity:
     Attributes:
         rows: rows compared.
         max_difference: highest absolute difference of two scores; none when a score is not a number.
-        flips: rows whose decision at the operating point differs.
+        flips: rows whose decision at the operating point differs by more than rounding.
+        ties: rows that are at the operating point but for rounding; whichever way they go is no flip.
         flip_share: the same as a share of the rows.
         nearest: smallest distance of a native score to the operating point: smaller differences flip nothing.
         worst_flip: largest distance to the operating point among the rows that flipped; 0 without flips.
@@ -34,6 +37,7 @@ class Parity:
     rows: int
     max_difference: Optional[float]
     flips: int
+    ties: int
     flip_share: float
     nearest: Optional[float]
     worst_flip: float
@@ -54,10 +58,14 @@ def compare(
     """
     pairs = list(zip(native, exported))
     if not pairs:
-        return Parity(0, None, 0, 0.0, None, 0.0, threshold, False, "the sample has no rows to compare")
+        return Parity(0, None, 0, 0, 0.0, None, 0.0, threshold, False, "the sample has no rows to compare")
     differences = [abs(a - b) for a, b in pairs]
     worst = max(differences) if all(math.isfinite(d) for d in differences) else None
-    flipped = [abs(a - threshold) for a, b in pairs if (a >= threshold) != (b >= threshold)]
+    flipped = [
+        abs(a - threshold)
+        for a, b in pairs
+        if (a >= threshold) != (b >= threshold) and not max(abs(a - threshold), abs(a - b)) <= ROUNDING
+    ]
     share = len(flipped) / len(pairs)
     reasons = []
     if worst is None or worst > max_difference:
@@ -72,6 +80,7 @@ def compare(
         rows=len(pairs),
         max_difference=worst,
         flips=len(flipped),
+        ties=sum(abs(a - threshold) <= ROUNDING for a, _ in pairs),
         flip_share=share,
         nearest=min((abs(a - threshold) for a, _ in pairs if math.isfinite(a)), default=None),
         worst_flip=max((d for d in flipped if math.isfinite(d)), default=0.0),

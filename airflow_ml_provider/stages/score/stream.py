@@ -180,6 +180,7 @@ class _Writer:
 
     def add(self, index: int, rows: Any, scores: Any) -> None:
         """Take scored rows of a model; full row groups are written."""
+        import numpy as np
         import pyarrow as pa
 
         ref, threshold = self._models[index]
@@ -187,7 +188,9 @@ class _Writer:
             pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(scores)), pa.array([value]))
             for value in (ref.name, ref.version or "", ref.digest)
         ]
-        added = [pa.array(scores), pa.array(scores >= threshold), *constants]
+        # In float32, as the scores are: an operating point that is the score of some row flags that row.
+        flagged = scores >= np.float32(threshold)
+        added = [pa.array(scores), pa.array(flagged), *constants]
         columns = [*(rows.column(name) for name in self._names), *added]
         self._waiting[index].append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._rows[index] += len(scores)

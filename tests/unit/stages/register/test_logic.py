@@ -34,7 +34,15 @@ def test_by_hand():
 
 
 def test_a_score_at_the_operating_point_is_flagged():
-    assert parity([0.5], [0.5 - 1e-9]).flips == 1
+    assert parity([0.5], [0.5 - 1e-4]).flips == 1
+    assert parity([0.5 - 1e-4], [0.5]).flips == 1
+
+
+def test_rounding_of_a_row_that_is_the_operating_point_is_no_flip():
+    """The highest score that still flags a fifth of the rows is the score of a row."""
+    found = parity([0.310018, 0.9], [0.310018 - 3e-8, 0.9], threshold=0.310018)
+    assert (found.flips, found.ties, found.passed) == (0, 1, True)
+    assert parity([0.31, 0.31], [0.31 - 2e-6, 0.31], threshold=0.31).flips == 1
 
 
 def test_both_tolerances_are_named_when_exceeded():

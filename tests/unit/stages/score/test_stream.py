@@ -207,22 +207,22 @@ from airflow_ml_provider import models
 from airflow_ml_provider.stages.score.stream import score_file
 folder, rows = Path(sys.argv[1]), sys.argv[2]
 opened = [(models.describe(folder / "p"), models.Scorer(folder / "p"))]
-score_file(folder / f"{rows}.parquet", folder / "out.parquet", opened, keep=("flight_id",))
+score_file(folder / f"{rows}.parquet", folder / "out.parquet", opened, keep=("flight_id",), batch_rows=16384)
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # ru_maxrss begins with the parent's
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    """Eight times the rows, in one huge row group each, take the same memory but for a few megabytes."""
+    """Ten times the rows, 300 MiB of them in one row group, take next to no further memory."""
     packages.package(tmp_path / "p")
     base = packages.rows(100_000).drop_columns(["origin", "label"])
     peaks = []
-    for times in (2, 16):
+    for times in (4, 40):
         rows = 100_000 * times
         pq.write_table(pa.concat_tables([base] * times), tmp_path / f"{rows}.parquet", row_group_size=rows)
         env = {**os.environ, "PYTHONPATH": str(Path(models.__file__).parents[1])}
         command = [sys.executable, "-c", _MEASURE, str(tmp_path), str(rows)]
         out = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         peaks.append(int(out.stdout.strip()) / 1024)
-    assert peaks[1] - peaks[0] < 60, peaks
+    assert peaks[1] - peaks[0] < 100, peaks
