@@ -27,7 +27,7 @@ _SAMPLE = 1000
 
 def place(spec: TrainSpec, info: RunInfo) -> Path:
     """Return the folder of a training's package: the same for all tries, another one for every task instance."""
-    root = tables.local_path(spec.output)
+    root = tables.local_path(spec.output).absolute()
     return root / logic.model_name(spec.name, spec.segment) / logic.identity(spec, info)
 
 
