@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseBranchOperator
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.operators._base import StageOperator, summary
@@ -113,10 +114,26 @@ class GateOperator(StageOperator, BaseBranchOperator):
         for name, item in value.items():
             if isinstance(item, Mapping) and item.get("kind"):
                 context["ti"].xcom_push(key=name, value=item)
-        # Outside of mapped groups branching ends the task by an exception, so nothing is returned.
+        # Branching ends the task by an exception, so nothing is returned.
         context["ti"].xcom_push(key="return_value", value=value)
-        self.do_branch(context, self._follow(self.on_pass if result.status == "ok" else self.on_refuse))
+        followed = self._follow(self.on_pass if result.status == "ok" else self.on_refuse)
+        self.do_branch(context, followed)
+        # In mapped task groups that only leaves a note, which Airflow 3.2 and 3.3 look for at the wrong index (its
+        # issue 67265): the others would run. Here they are skipped by name and index.
+        skipped = self._others(followed)
+        if skipped:
+            raise DownstreamTasksSkipped(tasks=[(task, context["ti"].map_index) for task in skipped])
         return value
+
+    def _others(self, followed: str | None) -> list[str]:
+        """Return the tasks after this one that are not on the way that is followed."""
+        dag = self.get_dag()
+        if dag is None:
+            return []
+        group = dag.task_group_dict.get(followed) if followed else None
+        heads = {root.task_id for root in group.roots} if group else {followed} if followed else set()
+        way = heads.union(*(dag.get_task(head).get_flat_relative_ids(upstream=False) for head in heads))
+        return sorted(self.downstream_task_ids - way)
 
     def _follow(self, name: str | None) -> str | None:
         """Return the full id of a task or group; one beside this task may be named without their common group."""

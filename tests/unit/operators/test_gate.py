@@ -95,10 +95,29 @@ def test_a_branch_skips_the_other_side(arguments, tmp_path, policy, skipped, pas
     assert ctx["ti"].xcoms["evidence"]["passed"] is passed
 
 
-def test_a_branch_within_a_mapped_group_leaves_a_note_for_the_scheduler(arguments, tmp_path):
-    operator, ctx = branching(arguments, tmp_path, "strong", map_index=0)
-    operator.execute(ctx)
+def test_a_branch_within_a_mapped_group_skips_its_own_member_only(arguments, tmp_path):
+    operator, ctx = branching(arguments, tmp_path, "strong", map_index=3)
+    with pytest.raises(DownstreamTasksSkipped) as caught:
+        operator.execute(ctx)
+    assert caught.value.tasks == [("promote", 3)]
     assert ctx["ti"].xcoms["skipmixin_key"] == {"followed": ["tell"]}
+    assert ctx["ti"].xcoms["return_value"]["passed"] is False
+
+
+@pytest.mark.parametrize(("policy", "skipped"), [("weak", []), ("strong", [("join", 0), ("promote", 0)])])
+def test_what_both_branches_lead_to_is_not_skipped_by_one_of_them(arguments, tmp_path, policy, skipped):
+    with DAG("d", schedule=None):
+        operator = gate(arguments, tmp_path, policy, on_refusal="branch", on_pass="promote")
+        join = BaseOperator(task_id="join")
+        operator >> [BaseOperator(task_id="promote") >> join, join]
+    ctx = context(DAY, map_index=0)
+    ctx["ti"].task = operator
+    if not skipped:
+        assert operator.execute(ctx)["passed"]
+        return
+    with pytest.raises(DownstreamTasksSkipped) as caught:
+        operator.execute(ctx)
+    assert caught.value.tasks == skipped
 
 
 def test_a_refusal_without_a_branch_of_its_own_skips_all(arguments, tmp_path):

@@ -214,7 +214,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # ru
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    """Ten times the rows, 300 MiB of them in one row group, take next to no further memory."""
+    """Ten times the rows, 190 MiB of them in one row group, take next to no further memory."""
     packages.package(tmp_path / "p")
     base = packages.rows(100_000).drop_columns(["origin", "label"])
     peaks = []
