@@ -50,8 +50,8 @@ class GateOperator(StageOperator, BaseBranchOperator):
     """
 
     template_fields: Sequence[str] = (
-        *StageOperator.template_fields, "model", "evaluation", "policy", "output_root", "test", "label_column", "parity",
-        "quality", "alias", "approved_by",
+        *StageOperator.template_fields, "model", "evaluation", "policy", "output_root", "test", "label_column",
+        "parity", "quality", "alias", "approved_by",
     )  # fmt: skip
     refusals: ClassVar[tuple[str, ...]] = ("fail", "skip", "branch")
     uses_mlflow: ClassVar[bool] = True
@@ -120,9 +120,8 @@ class GateOperator(StageOperator, BaseBranchOperator):
         self.do_branch(context, followed)
         # In mapped task groups that only leaves a note, which Airflow 3.2 and 3.3 look for at the wrong index (its
         # issue 67265): the others would run. Here they are skipped by name and index.
-        skipped = self._others(followed)
-        if skipped:
-            raise DownstreamTasksSkipped(tasks=[(task, context["ti"].map_index) for task in skipped])
+        if skipped := [(task, context["ti"].map_index) for task in self._others(followed)]:
+            raise DownstreamTasksSkipped(tasks=skipped)  # type: ignore[no-untyped-call]
         return value
 
     def _others(self, followed: str | None) -> list[str]:

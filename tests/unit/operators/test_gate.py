@@ -108,8 +108,9 @@ def test_a_branch_within_a_mapped_group_skips_its_own_member_only(arguments, tmp
 def test_what_both_branches_lead_to_is_not_skipped_by_one_of_them(arguments, tmp_path, policy, skipped):
     with DAG("d", schedule=None):
         operator = gate(arguments, tmp_path, policy, on_refusal="branch", on_pass="promote")
-        join = BaseOperator(task_id="join")
-        operator >> [BaseOperator(task_id="promote") >> join, join]
+        promote, join = BaseOperator(task_id="promote"), BaseOperator(task_id="join")
+        operator >> [promote, join]
+        promote >> join
     ctx = context(DAY, map_index=0)
     ctx["ti"].task = operator
     if not skipped:
