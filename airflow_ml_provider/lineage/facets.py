@@ -23,41 +23,13 @@ from typing import Any, Optional, Protocol
 from airflow_ml_provider import codec, provenance
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.lineage import naming
-from airflow_ml_provider.lineage.naming import PRODUCER, Dataset, schema_url
+from airflow_ml_provider.lineage.naming import Dataset
+from airflow_ml_provider.lineage.shapes import facet
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef, Ref, ReportRef
 
 log = logging.getLogger(__name__)
 
-_SPEC = "https://openlineage.io/spec/facets"
-SCHEMA_URLS: dict[str, str] = {
-    "schema": f"{_SPEC}/1-2-0/SchemaDatasetFacet.json#/$defs/SchemaDatasetFacet",
-    "version": f"{_SPEC}/1-0-1/DatasetVersionDatasetFacet.json#/$defs/DatasetVersionDatasetFacet",
-    "datasetType": f"{_SPEC}/1-0-1/DatasetTypeDatasetFacet.json#/$defs/DatasetTypeDatasetFacet",
-    "storage": f"{_SPEC}/1-0-1/StorageDatasetFacet.json#/$defs/StorageDatasetFacet",
-    "hierarchy": f"{_SPEC}/1-0-0/HierarchyDatasetFacet.json#/$defs/HierarchyDatasetFacet",
-    "lifecycleStateChange": (
-        f"{_SPEC}/1-0-1/LifecycleStateChangeDatasetFacet.json#/$defs/LifecycleStateChangeDatasetFacet"
-    ),
-    "columnLineage": f"{_SPEC}/1-2-0/ColumnLineageDatasetFacet.json#/$defs/ColumnLineageDatasetFacet",
-    "dataQualityMetrics": f"{_SPEC}/1-0-0/DataQualityMetricsDatasetFacet.json#/$defs/DataQualityMetricsDatasetFacet",
-    "input:dataQualityMetrics": (
-        f"{_SPEC}/1-0-3/DataQualityMetricsInputDatasetFacet.json#/$defs/DataQualityMetricsInputDatasetFacet"
-    ),
-    "dataQualityAssertions": (
-        f"{_SPEC}/1-1-0/DataQualityAssertionsDatasetFacet.json#/$defs/DataQualityAssertionsDatasetFacet"
-    ),
-    "inputStatistics": f"{_SPEC}/1-0-0/InputStatisticsInputDatasetFacet.json#/$defs/InputStatisticsInputDatasetFacet",
-    "outputStatistics": (
-        f"{_SPEC}/1-0-2/OutputStatisticsOutputDatasetFacet.json#/$defs/OutputStatisticsOutputDatasetFacet"
-    ),
-    "subset": f"{_SPEC}/1-0-0/BaseSubsetDatasetFacet.json#/$defs/InputSubsetInputDatasetFacet",
-    "test": f"{_SPEC}/1-0-1/TestRunFacet.json#/$defs/TestRunFacet",
-    "ml_provenance": schema_url("MlProvenanceRunFacet"),
-    "ml_model": schema_url("MlModelDatasetFacet"),
-    "run:ml_model": schema_url("MlModelRunFacet"),
-    "ml_gate": schema_url("MlGateRunFacet"),
-}
 _FORMATS = {"parquet": "parquet", "csv": "csv", "jsonl": "json", "json": "json", "orc": "orc", "avro": "avro"}
 _COLUMN_METRICS = {
     "null_count": ("nullCount", int), "distinct_count": ("distinctCount", int), "count": ("count", float),
@@ -103,11 +75,6 @@ def lineage(result: Optional[Told], info: Optional[RunInfo]) -> Lineage:
     inputs = _datasets(result.inputs, known[0], lambda ref, body: _input(ref, body, interval))
     outputs = _datasets(result.outputs, known[1], _output)
     return Lineage(inputs, outputs, _run_facets(result, info, material))
-
-
-def facet(key: str, **body: Any) -> dict[str, Any]:
-    """Return one facet: `body` without empty values, its producer, and the schema that belongs to `key`."""
-    return {"_producer": PRODUCER, "_schemaURL": SCHEMA_URLS[key], **_pruned(body)}
 
 
 def _datasets(refs: Iterable[Ref], material: Mapping[str, Any], build: Any) -> list[dict[str, Any]]:
@@ -311,12 +278,3 @@ def _test(told: Mapping[str, Any]) -> dict[str, Any]:
         if told.get(ours) is not None:
             body[theirs] = str(told[ours])
     return {**body, **{key: told[key] for key in _TEST_KEYS if told.get(key)}}
-
-
-def _pruned(value: Any) -> Any:
-    """Return `value` as plain JSON without nulls, which the specification's types do not allow."""
-    if isinstance(value, Mapping):
-        return {str(k): _pruned(v) for k, v in value.items() if v is not None}
-    if isinstance(value, (list, tuple)):
-        return [_pruned(v) for v in value if v is not None]
-    return codec.encode(value)

@@ -14,8 +14,9 @@ import pytest
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.lineage.facets import SCHEMA_URLS, Lineage, lineage
+from airflow_ml_provider.lineage.facets import Lineage, lineage
 from airflow_ml_provider.lineage.naming import PRODUCER
+from airflow_ml_provider.lineage.shapes import SCHEMA_URLS
 from airflow_ml_provider.provenance import Provenance, RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef, ReportRef
 from airflow_ml_provider.stages import Result
