@@ -85,6 +85,11 @@ def _connection_types() -> list[dict[str, Any]]:
                     "description": "Folder with feature_store.yaml.",
                     "schema": {"type": ["string", "null"]},
                 },
+                "store": {
+                    "label": "Store",
+                    "description": "Root folder of the feature tables: what ${ML_FEATURE_STORE} stands for.",
+                    "schema": {"type": ["string", "null"]},
+                },
             },
         },
         {

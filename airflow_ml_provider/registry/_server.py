@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,11 +49,32 @@ def environment(env: Mapping[str, str]) -> Iterator[None]:
                     os.environ[name] = old
 
 
+def import_client() -> None:
+    """Import MLflow's client without Feast, which has registered a plugin for the headers of MLflow's requests.
+
+    The first request loads all such plugins, and this one brings all of Feast with it: several seconds in every task.
+    Feast's own operations do not go through here.
+    """
+    header_plugins = "mlflow.tracking.request_header.registry"
+    if header_plugins in sys.modules:
+        return
+    from mlflow.utils import plugins
+
+    found = plugins.get_entry_points
+    plugins.get_entry_points = lambda group: [entry for entry in found(group) if entry.name != "feast"]
+    try:
+        importlib.import_module(header_plugins)
+    finally:
+        plugins.get_entry_points = found
+
+
 @contextmanager
 def errors(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into this package's errors, which say whether trying again can help."""
     try:
         import requests
+
+        import_client()
         from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as error:
         raise MissingLibrary(f"the model registry needs MLflow; run: pip install 'mlflow-skinny' ({error})") from error

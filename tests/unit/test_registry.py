@@ -337,3 +337,19 @@ def test_pages_for_humans(tmp_path):
     assert Registry("http://mlflow:5000/").version_url(ref) == "http://mlflow:5000/#/models/late/versions/3"
     assert Registry("sqlite:///x.db").version_url(ref) == ""
     assert Registry("sqlite:///x.db").run_url("r") == ""
+
+
+def test_a_request_does_not_load_feast(tmp_path):
+    """Feast registers a plugin for the headers of MLflow's requests; loading it costs every task seconds."""
+    import subprocess
+    import sys
+
+    pytest.importorskip("mlflow")
+    code = (
+        "import sys; from airflow_ml_provider.registry import Registry; "
+        "Registry.from_env({'MLFLOW_TRACKING_URI': sys.argv[1]}).holder('m', 'champion'); "
+        "import mlflow.tracking.request_header.registry; print('feast' in sys.modules)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

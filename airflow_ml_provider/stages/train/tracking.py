@@ -142,6 +142,9 @@ def tracking(spec: TrainSpec, info: RunInfo, origin: Provenance, params: Mapping
 def _open(
     spec: TrainSpec, info: RunInfo, uri: str, tags: Mapping[str, str], params: Mapping[str, Any]
 ) -> MlflowTracker:
+    from airflow_ml_provider.registry import _server
+
+    _server.import_client()
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
