@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("airflow.providers.openlineage", reason="needs Airflow's OpenLineage provider")
-pytest.importorskip("feast")
-pytest.importorskip("lightgbm")
 
 from airflow_ml_provider.lineage.graph import Graph
 from airflow_ml_provider.lineage.naming import Dataset, of_uri
 
+# The libraries are used in processes of their own, so they are not imported here.
+pytestmark = pytest.mark.skipif(not (find_spec("feast") and find_spec("lightgbm")), reason="needs feast and lightgbm")
 ROOT = Path(__file__).parents[3]
 DAY, NEXT = "2013-01-02", "2013-01-05"  # of the training rows; the day that is scored by the model made of them
 
