@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHARED = ("dataset", "segment", "engine_params")
 
 
-class TrainDecoratedOperator(DecoratedOperator, TrainOperator):
+class TrainDecoratedOperator(DecoratedOperator, TrainOperator):  # type: ignore[misc]
     """Train with the decorated function, in process, in another Python, or by torchrun with `launch`.
 
     Parameters:
@@ -90,7 +90,7 @@ def train_task(
 ) -> TaskDecorator:
     """Return the decorator `@task.train`, which makes a training task out of a function `fit(run, **kwargs)`.
 
-    The function gets `run` (see `airflow_ml_provider.stages.train.session.Run`: rows, seed, rank, measurements,
+    The function gets `run` (see `airflow_ml_provider.stages.train.run.Run`: rows, seed, rank, measurements,
     snapshots) and gives back a LightGBM booster, a scikit-learn classifier, a torch module that maps the matrix to
     logits, or an ONNX model. It travels as source to wherever the stage runs: imports and constants belong inside of
     it, and its other arguments are JSON. Parameters called `dataset`, `segment` or `engine_params` also set the

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 from airflow_ml_provider import codec, provenance
 from airflow_ml_provider.provenance import Provenance, RunInfo
 from airflow_ml_provider.stages.train import data, logic, native, package, preprocess, randomness
-from airflow_ml_provider.stages.train.session import Part, Ranks, Run
+from airflow_ml_provider.stages.train.run import Part, Ranks, Run
 from airflow_ml_provider.stages.train.snapshots import Snapshots
 from airflow_ml_provider.stages.train.spec import TrainResult, TrainSpec
 from airflow_ml_provider.stages.train.tracking import Tracker, tracking
@@ -57,17 +57,17 @@ def train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Optional[TrainResult]
     folder = package.place(spec, info)
     origin = _origin(spec, info)
     if ranks.rank > 0:
-        fit(_session(spec, rows, pre, ranks, folder, Tracker()))
+        fit(_run_of(spec, rows, pre, ranks, folder, Tracker()))
         return None
     with tracking(spec, info, origin, _params(spec, pre, rows)) as tracker:
-        session = _session(spec, rows, pre, ranks, folder, tracker)
-        model = native.of(fit(session), len(pre.features))
+        training = _run_of(spec, rows, pre, ranks, folder, tracker)
+        model = native.of(fit(training), len(pre.features))
         origin = replace(origin, environment=provenance.environment({*model.libraries, *_modules(spec)}))
-        manifest = package.write(folder, spec, rows, session, model, origin, tracker.tracked)
+        manifest = package.write(folder, spec, rows, training, model, origin, tracker.tracked)
         # The run ends before the package is in place: a kill in between has the retry do both again.
         tracker.finish(manifest.metrics, {"airflow_ml.trained_until": manifest.trained_until.isoformat()})
         package.commit(folder)
-    return replace(package.result(folder, spec), resumed_from=session.resumed_from)
+    return replace(package.result(folder, spec), resumed_from=training.resumed_from)
 
 
 def _fit(spec: TrainSpec) -> Callable[[Run], Any]:
@@ -91,7 +91,7 @@ def _encoding(spec: TrainSpec) -> preprocess.Encoding:
     return _ENCODINGS[spec.engine]
 
 
-def _session(
+def _run_of(
     spec: TrainSpec, rows: data.Rows, pre: preprocess.Preprocessor, ranks: Ranks, folder: Any, tracker: Tracker
 ) -> Run:
     randomness.seed(spec.seed, ranks.rank)

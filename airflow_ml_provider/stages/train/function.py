@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
-from airflow_ml_provider.stages.train.session import Run
+from airflow_ml_provider.stages.train.run import Run
 from airflow_ml_provider.stages.train.spec import Function
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 WORKER = "airflow_ml_provider.stages.train.worker"
 CALL = "call.json"
 # The process that a rank must not outlive.
-AGENT = "AIRFLOW_ML_AGENT"
+LAUNCHER = "AIRFLOW_ML_LAUNCHER"
 _TAIL, _GRACE_S = 40, 5.0
 _PR_SET_PDEATHSIG = 1
 
@@ -122,7 +122,7 @@ def end_with(parent: int) -> None:
 def main(argv: list[str]) -> None:
     """Be torchrun: `python -m … PARENT TORCHRUN_ARGUMENTS`, ending with the process PARENT."""
     end_with(int(argv[0]))
-    os.environ[AGENT] = str(os.getpid())
+    os.environ[LAUNCHER] = str(os.getpid())
     from torch.distributed.run import main as torchrun_main
 
     torchrun_main(argv[1:])

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.stages.train.native import Native, need
-from airflow_ml_provider.stages.train.session import Run
+from airflow_ml_provider.stages.train.run import Run
 
 MODEL = "model.txt"
 LIBRARIES = ("lightgbm", "onnxmltools", "onnx", "onnxruntime", "numpy", "pyarrow")

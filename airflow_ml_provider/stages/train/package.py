@@ -17,7 +17,7 @@ from airflow_ml_provider.models import Manifest
 from airflow_ml_provider.provenance import Provenance, RunInfo
 from airflow_ml_provider.stages.train import data, export, logic
 from airflow_ml_provider.stages.train.native import Native
-from airflow_ml_provider.stages.train.session import Run
+from airflow_ml_provider.stages.train.run import Run
 from airflow_ml_provider.stages.train.spec import TrainResult, TrainSpec
 from airflow_ml_provider.stages.train.tracking import Tracked
 

@@ -10,7 +10,7 @@ from typing import Any
 from airflow_ml_provider.exceptions import SpecError, unknown_name
 from airflow_ml_provider.stages.train.native import Native, need
 from airflow_ml_provider.stages.train.preprocess import Encoding
-from airflow_ml_provider.stages.train.session import Run
+from airflow_ml_provider.stages.train.run import Run
 
 MODEL = "model.skops"
 LIBRARIES = ("scikit-learn", "skl2onnx", "skops", "onnx", "onnxruntime", "numpy", "pyarrow")

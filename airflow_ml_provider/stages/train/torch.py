@@ -19,7 +19,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import DataError, SpecError, invalid
 from airflow_ml_provider.stages.train import randomness
 from airflow_ml_provider.stages.train.native import Native, need
-from airflow_ml_provider.stages.train.session import Part, Run
+from airflow_ml_provider.stages.train.run import Part, Run
 
 WEIGHTS, CONFIG = "model.safetensors", "model.config.json"
 LIBRARIES = ("torch", "safetensors", "onnxscript", "onnx", "onnxruntime", "numpy", "pyarrow")

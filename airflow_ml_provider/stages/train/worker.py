@@ -15,13 +15,13 @@ from airflow_ml_provider import codec, tables
 from airflow_ml_provider.exceptions import MlError, StageFailed
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.stages.train import engines, launch
-from airflow_ml_provider.stages.train.session import Ranks
+from airflow_ml_provider.stages.train.run import Ranks
 from airflow_ml_provider.stages.train.spec import TrainSpec
 
 
 def main(folder: Path) -> int:
     """Train as the rank that torchrun says; leave the result, or the error, in `folder`."""
-    launch.end_with(int(os.environ[launch.AGENT]))
+    launch.end_with(int(os.environ[launch.LAUNCHER]))
     from torch import distributed
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s\t%(name)s\t%(message)s")
