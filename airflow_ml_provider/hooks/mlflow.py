@@ -20,7 +20,8 @@ class MlflowHook(BaseHook):
 
     The host is a name (with scheme and port beside it), a whole address such as `https://mlflow.example/base`, or,
     without a server, a database such as `sqlite:////data/mlflow.db`. Login and password are the credentials; a password
-    without a login, or the extra `token`, is a token. The extra `ui_url` is the address of MLflow's pages when browsers know it under another one.
+    without a login, or the extra `token`, is a token. The extra `ui_url` is the address of MLflow's pages when browsers
+    know it under another one.
 
     Parameters:
         mlflow_conn_id: the connection.
@@ -82,7 +83,7 @@ class MlflowHook(BaseHook):
         return True, f"MLflow at {_server.shown(env['MLFLOW_TRACKING_URI'])} answers"
 
     def _connection(self) -> Connection:
-        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
         try:
             return self.get_connection(self.mlflow_conn_id)

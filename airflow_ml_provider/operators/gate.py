@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseBranchOperator
-from airflow.sdk.exceptions import DownstreamTasksSkipped
+# From here, since Airflow 3.1 has them elsewhere than 3.2.
+from airflow.providers.common.compat.sdk import BaseBranchOperator, DownstreamTasksSkipped
 
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.operators._base import StageOperator, summary

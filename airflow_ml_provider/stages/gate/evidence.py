@@ -54,6 +54,7 @@ def record(
             "model": model.digest,
             "training": manifest.training.digest,
             "data": origin.data,
+            "features": codec.digest(sorted(manifest.inputs.items())),
             "code": codec.digest(origin.code),
             "environment": origin.environment.get("digest") or codec.digest(origin.environment),
             **digests,

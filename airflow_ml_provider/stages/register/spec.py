@@ -56,4 +56,4 @@ class RegisterSpec(Spec):
             raise invalid("max_flips", self.max_flips, "in [0, 1]", "give a fraction, not percent")
 
     def requires(self) -> dict[str, str]:
-        return {"mlflow": "mlflow-skinny", "pyarrow": "pyarrow", "onnx": "onnx", "onnxruntime": "onnxruntime"}
+        return {"mlflow": "mlflow-skinny", "numpy": "numpy", "pyarrow": "pyarrow", "onnxruntime": "onnxruntime"}

@@ -100,7 +100,7 @@ def test_a_pass_with_evidence_on_version_and_run(world):
     assert body["policy"]["body"]["metrics"]["auc"] == {"at_least": 0.62, "at_most": None, "use_bound": True}
     assert body["digests"]["model"] == result.model.digest
     assert set(body["digests"]) == {
-        "model", "training", "data", "code", "environment", "evaluation", "test", "parity",
+        "model", "training", "data", "features", "code", "environment", "evaluation", "test", "parity",
     }  # fmt: skip
     assert body["run"]["reason"] == "schedule"
     tags = world.registry.tags("late", "1")
