@@ -98,7 +98,8 @@ context = {"ti": ti, "dag_run": SimpleNamespace(run_type="manual", run_after=sta
 operator = IngestOperator(task_id="t", name="rows", source=str(folder / "rows.csv"), target=str(folder / "table"),
                           columns={"id": "int", "value": "float"}, key=["id"])
 from airflow_ml_provider.operators._context import resolve_interval, run_info
-interval = resolve_interval(context, "day"); spec = operator.build_spec(interval, context); info = run_info(context, interval)
+interval = resolve_interval(context, "day")
+spec, info = operator.build_spec(interval, context), run_info(context, interval)
 def timed(call):
     began = time.process_time(); call(); return 1000 * (time.process_time() - began)
 timed(lambda: run(spec, info))

@@ -104,11 +104,12 @@ class AirflowApi:
         for pause in (1, 2, 5, 10, 20, None):
             try:
                 self.call("POST", "backfills", {**body, "dag_run_conf": conf or {}, "reprocess_behavior": "none"})
-                return self.pause(dag_id, False)
+                break
             except RuntimeError as error:
                 if ": 503 " not in str(error) or pause is None:
                     raise
                 time.sleep(pause)
+        self.pause(dag_id, False)
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Start a run by hand; return its id."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_api import AirflowApi
-from services import Stack
-
 from airflow_ml_provider.stages.monitor.series import read_series as read_monitor
 from airflow_ml_provider.stages.validate.series import read_series as read_quality
+from services import Stack
 
 NAME = "flight_delay"
 

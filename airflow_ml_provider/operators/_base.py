@@ -79,12 +79,23 @@ class StageOperator(BaseOperator):
         """
         return None
 
-    def execute(self, context: Context, event: Mapping[str, Any] | None = None) -> Any:
-        interval = resolve_interval(context, self.grain, self.interval)
-        if event is None:
-            self._wait(interval)
-        elif event["status"] == "error":
+    def execute(self, context: Context) -> Any:
+        self._wait(resolve_interval(context, self.grain, self.interval))
+        return self.work(context)
+
+    def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Go on once the trigger has seen what the task waited for.
+
+        Raises:
+            AirflowFailException: the trigger could not look.
+        """
+        if event["status"] == "error":
             raise AirflowFailException(event["message"])
+        return self.work(context)
+
+    def work(self, context: Context) -> Any:
+        """Run the stage, publish its result, and return the XCom value."""
+        interval = resolve_interval(context, self.grain, self.interval)
         self.info = run_info(context, interval)
         try:
             spec = self.build_spec(interval, context)
@@ -104,7 +115,7 @@ class StageOperator(BaseOperator):
 
         check, patience_s = awaited
         trigger = CheckTrigger(check.check, codec.encode(check), poll_s=_POLL_S)
-        self.defer(trigger=trigger, method_name="execute", timeout=timedelta(seconds=patience_s))
+        self.defer(trigger=trigger, method_name="resume", timeout=timedelta(seconds=patience_s))
 
     def environment(self) -> dict[str, str]:
         """Return the connection settings for the stage's process; they go nowhere else."""
@@ -120,7 +131,7 @@ class StageOperator(BaseOperator):
         level("%s: %s %s", self.task_id, result.status, result.reason)
         for ref in result.outputs:
             self.log.info("wrote %s %s", ref.uri, ref.digest)
-        extra = {
+        extra: dict[str, Any] = {
             "interval_start": interval.start.isoformat(),
             "interval_end": interval.end.isoformat(),
             "partition": interval.key,

@@ -101,8 +101,8 @@ def _asset_events(ctx: Mapping[str, Any]) -> list[tuple[str, Any]]:
     seen: dict[tuple[Any, ...], tuple[str, Any]] = {}
     for asset, events in triggering.items():
         for event in events:
-            identity = (event.source_dag_id, event.source_task_id, event.source_run_id, event.source_map_index)
-            identity += (str(event.timestamp),)
+            source = (event.source_dag_id, event.source_task_id, event.source_run_id, event.source_map_index)
+            identity = (*source, str(event.timestamp))
             name = getattr(asset, "name", str(asset))
             if identity not in seen or hasattr(asset, "uri"):
                 seen[identity] = (name, event)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
 
-from airflow_ml_provider.templates.config import PipelineConfig, Schedule
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+
+    from airflow_ml_provider.templates.config import PipelineConfig, Schedule
 
 
 def retrain_asset(config: PipelineConfig) -> Asset:
@@ -67,8 +70,14 @@ def interval_params() -> dict[str, Any]:
     """Return the run parameters that set the window of a manual run."""
     from airflow.sdk import Param
 
-    text = {"type": ["null", "string"], "format": "date-time"}
+    text: dict[str, Any] = {"type": ["null", "string"], "format": "date-time"}
     return {
         "interval_start": Param(None, **text, description="Start of the window; empty takes the run's own."),
         "interval_end": Param(None, **text, description="End of the window, not included."),
     }
+
+
+def result(operator: BaseOperator, name: str) -> Any:
+    """Return one ref of an operator's result, for another operator's argument."""
+    output: Any = operator.output
+    return output[name]

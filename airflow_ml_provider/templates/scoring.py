@@ -15,6 +15,7 @@ from airflow_ml_provider.templates._parts import (
     asset,
     dag_arguments,
     interval_params,
+    result,
     retrain_asset,
     stage_arguments,
     timetable,
@@ -60,7 +61,7 @@ def scoring_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
         )
         score = ScoreOperator(
             task_id="score",
-            dataset=features.output["dataset"],
+            dataset=result(features, "dataset"),
             models=config.models,
             target=config.place("predictions"),
             keep=(*config.features.spine.key, "event_timestamp"),
@@ -70,7 +71,7 @@ def scoring_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
         monitor = MonitorOperator(
             task_id="monitor",
             name=config.name,
-            dataset=features.output["dataset"],
+            dataset=result(features, "dataset"),
             models=config.models,
             predictions=config.place("predictions"),
             output=config.place("monitor"),
@@ -106,7 +107,7 @@ def _table(config: PipelineConfig, name: str) -> StageOperator:
         return ingest
     validate = ValidateOperator(
         task_id=f"validate_{name}",
-        dataset=ingest.output["dataset"],
+        dataset=result(ingest, "dataset"),
         target=config.table(name),
         reports=config.place("quality", name),
         suite=config.path(dataset.suite) if dataset.suite else None,

@@ -19,6 +19,7 @@ from airflow_ml_provider.templates._parts import (
     asset,
     dag_arguments,
     interval_params,
+    result,
     retrain_asset,
     stage_arguments,
     timetable,
@@ -112,7 +113,7 @@ def _best(config: PipelineConfig, rows: TrainingSetOperator) -> Any:
     train = TrainOperator.partial(
         task_id="train",
         name=config.name,
-        dataset=rows.output["train"],
+        dataset=result(rows, "train"),
         output=config.place("models"),
         exclude=(*config.features.spine.key, *training.exclude),
         seed=training.seed,
@@ -124,7 +125,7 @@ def _best(config: PipelineConfig, rows: TrainingSetOperator) -> Any:
     ).expand_kwargs(_candidates(config))
     evaluate = EvaluateOperator.partial(
         task_id="evaluate",
-        test=rows.output["test"],
+        test=result(rows, "test"),
         output=config.place("evaluations"),
         key=config.features.spine.key,
         slices=training.slices,
@@ -151,7 +152,7 @@ def _candidates(config: PipelineConfig) -> list[dict[str, Any]]:
         {
             "segment": segment,
             "engine": candidate.engine,
-            "params": dict(candidate.params),
+            "engine_params": dict(candidate.params),
             "launch": codec.encode(candidate.launch),
             "runtime": candidate.runtime or config.operations.python("train") or None,
         }
@@ -173,12 +174,12 @@ def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> Non
         )
         gate = GateOperator(
             task_id="gate",
-            model=register.output["model"],
+            model=result(register, "model"),
             evaluation=winner,
-            parity=register.output["parity"],
+            parity=result(register, "parity"),
             policy=config.path(training.gate),
             output=config.place("evidence"),
-            test=rows.output["test"],
+            test=result(rows, "test"),
             quality=tuple(config.place("quality", name) for name, d in config.datasets.items() if d.validated),
             approved_by="{{ params.approved_by }}",
             on_refusal=training.on_refusal,
@@ -186,7 +187,7 @@ def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> Non
         )
         promote = PromoteOperator(
             task_id="promote",
-            model=gate.output["model"],
+            model=result(gate, "model"),
             backfill=f"{{{{ 'newer' if params.allow_backfill_promotion else '{training.promote_backfills}' }}}}",
             on_refusal="skip",
             **stage_arguments(config, "promote"),

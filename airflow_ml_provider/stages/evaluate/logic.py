@@ -14,7 +14,8 @@ def choose_threshold(point: OperatingPoint, rows: Rows) -> float:
     """Return the score from which a row is flagged, chosen on validation rows.
 
     It lies half-way between the lowest flagged score and the next lower one: rounding, as in another runtime, then
-    changes no decision on the rows that it was chosen on. Where no threshold reaches the wanted precision, the one of highest precision is taken.
+    changes no decision on the rows that it was chosen on. Where no threshold reaches the wanted precision, the one of
+    highest precision is taken.
 
     Raises:
         DataError: the validation rows lack a label that the choice needs.

@@ -155,8 +155,8 @@ def test_a_stage_that_waits_defers_and_goes_on_with_the_event(tmp_path):
         operator.execute(context())
     assert deferred.value.trigger.question == {"source": f"{tmp_path}/2013-01-05*.csv"}
     assert deferred.value.timeout == timedelta(seconds=60)
-    assert operator.execute(context(), event={"status": "done", "value": {}})["status"] == "ok"
+    assert operator.resume(context(), {"status": "done", "value": {}})["status"] == "ok"
     with pytest.raises(AirflowFailException, match="folder"):
-        operator.execute(context(), event={"status": "error", "message": "source is a folder"})
+        operator.resume(context(), {"status": "error", "message": "source is a folder"})
     (tmp_path / "2013-01-05.csv").write_text("x\n")
     assert operator.execute(context())["status"] == "ok", "what is there already is not waited for"

@@ -44,7 +44,8 @@ class TestChooseThreshold:
         assert measure(worst_first, choose_threshold(OperatingPoint("fpr", 0.0), worst_first))["fpr"] == 0.0
 
     def test_unreachable_precision_takes_the_best(self):
-        assert choose_threshold(OperatingPoint("precision", 0.9), Rows.of([0, 1, 0], [0.9, 0.8, 0.1])) == pytest.approx(0.45)
+        rows = Rows.of([0, 1, 0], [0.9, 0.8, 0.1])
+        assert choose_threshold(OperatingPoint("precision", 0.9), rows) == pytest.approx(0.45)
 
     def test_ties_are_flagged_together(self):
         tied = Rows.of([1, 0, 1, 0], [0.5, 0.5, 0.5, 0.2])

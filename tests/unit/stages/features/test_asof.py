@@ -131,7 +131,8 @@ def test_several_views_other_key_names_and_declared_types(
         Pick(shown, ("temp",), "there", {"airport": "dest"}),
     ]
     connection.execute(
-        "CREATE TEMP TABLE s AS SELECT 'x' AS id, 'EWR' AS origin, 'IAH' AS dest, TIMESTAMPTZ '2023-03-02 00:00:00Z' AS t"
+        "CREATE TEMP TABLE s AS SELECT 'x' AS id, 'EWR' AS origin, 'IAH' AS dest, "
+        "TIMESTAMPTZ '2023-03-02 00:00:00Z' AS t"
     )
     query = asof.join(connection, "s", "t", picks, {"weather": [file]}, drop=["origin"])
     (row,) = kit.fetch(connection, query)
