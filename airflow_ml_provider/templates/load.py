@@ -66,3 +66,9 @@ def _variable(match: re.Match[str], file: Path) -> str:
     if value is None:
         raise SpecError(f"{file}: environment variable {name} is not set; set it or write ${{{name}:-default}}")
     return value
+
+
+if __name__ == "__main__":  # after a change of the configuration's classes
+    import json
+
+    Path(__file__).with_name("pipeline.schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n")

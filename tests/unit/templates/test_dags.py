@@ -1,0 +1,88 @@
+"""The DAGs that the templates make: shape, arguments, triggers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from airflow.sdk import AssetOrTimeSchedule
+
+from airflow_ml_provider.templates import load_config, rollback_dag, scoring_dag, training_dag
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(ROOT / "dags" / "flight_delay" / "pipeline.yaml", store="/store")
+
+
+def edges(dag):
+    return {(task.task_id, other) for task in dag.tasks for other in task.downstream_task_ids}
+
+
+def test_scoring_goes_from_feeds_to_monitor(config):
+    dag = scoring_dag(config)
+    assert edges(dag) == {
+        ("ingest_flights", "validate_flights"),
+        ("validate_flights", "features"),
+        ("ingest_weather", "features"),
+        ("features", "score"),
+        ("features", "monitor"),
+        ("score", "monitor"),
+    }
+    assert dag.max_active_runs == 1
+    assert {"ml", "flight_delay", "flights"} <= dag.tags
+    assert "flight_delay.retrain" in dag.doc_md
+
+
+def test_every_task_retries_with_growing_waits_and_ends_some_time(config):
+    for dag in (scoring_dag(config), training_dag(config), rollback_dag(config)):
+        for task in dag.tasks:
+            arguments = task.partial_kwargs if task.is_mapped else vars(task)
+            assert arguments["retries"] == 2, task.task_id
+            assert arguments["retry_exponential_backoff"], task.task_id
+            assert arguments["execution_timeout"] <= timedelta(hours=6), task.task_id
+
+
+def test_training_maps_candidates_and_decides_per_winner(config):
+    dag = training_dag(config)
+    train = dag.get_task("train")
+    assert train.is_mapped
+    assert len(train.expand_input.value) == 6, "three airports, two candidates"
+    assert {c["runtime"] for c in train.expand_input.value if c["engine"] == "lightgbm"} == {None}
+    assert {"decide.register", "decide.gate", "decide.promote"} <= set(dag.task_ids)
+    assert ("decide.gate", "decide.promote") in edges(dag)
+
+
+def test_training_starts_by_time_and_by_assets(config):
+    timetable = training_dag(config).timetable
+    assert isinstance(timetable, AssetOrTimeSchedule)
+    names = {asset.name for asset in timetable.asset_condition.objects}
+    assert names == {"flight_delay.retrain", "flight_delay.history"}
+    by_hand = replace(config, training=replace(config.training, schedule=None))
+    assert not isinstance(training_dag(by_hand, "no_time").timetable, AssetOrTimeSchedule)
+
+
+def test_parameters_are_typed_and_described(config):
+    for dag in (scoring_dag(config), training_dag(config), rollback_dag(config)):
+        for name in dag.params:
+            param = dag.params.get_param(name)
+            assert param.schema.get("type") or param.schema.get("enum"), name
+            assert param.description, name
+
+
+def test_rollback_is_one_task_for_runs_by_hand(config):
+    dag = rollback_dag(config)
+    assert dag.task_ids == ["rollback"]
+    assert dag.params.get_param("model").schema["enum"] == list(config.models)
+    assert type(dag.timetable).__name__ == "NullTimetable"
+
+
+def test_one_model_without_segments(config):
+    whole = replace(config, training=replace(config.training, segments=None))
+    assert whole.models == ("flight_delay",)
+    train = training_dag(whole, "whole").get_task("train")
+    assert [c["segment"] for c in train.expand_input.value] == [{}, {}]
