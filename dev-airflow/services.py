@@ -138,7 +138,7 @@ def wait_for(url: str, services: Services, name: str, timeout_s: float = 240) ->
 class Stack:
     """A whole development Airflow in one folder: MLflow, Airflow, landing folder, store, lineage file."""
 
-    def __init__(self, state: Path, *, dags: Path, ports: tuple[int, int] = (8080, 5000), parallelism: int = 3) -> None:
+    def __init__(self, state: Path, *, dags: Path, ports: tuple[int, int] = (8080, 5000), parallelism: int = 4) -> None:
         self.state = state.resolve()
         self.services = Services(self.state)
         self.dags, self.parallelism = dags, parallelism

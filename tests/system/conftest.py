@@ -125,8 +125,8 @@ def _patch(config: Path) -> None:
     """Make the pipeline smaller: two scheduled days, no scheduled training, quick candidates, quick retries."""
     text = config.read_text()
     for old, new in (
-        ('start: 2013-02-05, end: "${ML_LAST_DAY:-2013-02-11T00:00:00Z}"', "start: 2013-01-08, end: 2013-01-09"),
-        ('TUE", start: 2013-02-05, end: 2013-02-05', 'TUE", start: 2030-01-01, end: 2030-01-01'),
+        ('start: 2013-01-31, end: "${ML_LAST_DAY:-2013-02-04T00:00:00Z}"', "start: 2013-01-08, end: 2013-01-09"),
+        ('TUE", start: 2013-01-29, end: 2013-01-29', 'TUE", start: 2030-01-01, end: 2030-01-01'),
         ("split: {test_s: 259200, gap_s: 21600}", "split: {test_s: 172800, gap_s: 21600}"),
         ("launch: {processes: 2}", "params: {epochs: 2}, launch: {processes: 2}"),
         ("operations:\n", "operations:\n  retry_delay_s: 1\n  max_retry_delay_s: 5\n"),
