@@ -17,14 +17,15 @@ from airflow_ml_provider import models, tables
 from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, SpecError, invalid
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
-from airflow_ml_provider.registry import _server, journal, packages
+from airflow_ml_provider.registry import _server, journal, packages, runs
 from airflow_ml_provider.registry.journal import Action, JournalEntry
 from airflow_ml_provider.registry.ledger import Ledger
 from airflow_ml_provider.registry.packages import TAG
+from airflow_ml_provider.registry.runs import IDENTITY
 
-IDENTITY = TAG + "identity"
+__all__ = ["IDENTITY", "Registry"]
+
 EVIDENCE = TAG + "evidence."
-EXPERIMENT = "airflow_ml"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\- ]*\Z")
 
@@ -71,7 +72,7 @@ class Registry:
     def models(self) -> list[str]:
         """Return the names that this package has registered, sorted."""
         with self._client() as client:
-            found = _pages(lambda token: client.search_registered_models(max_results=100, page_token=token))
+            found = runs.pages(lambda token: client.search_registered_models(max_results=100, page_token=token))
         return sorted(model.name for model in found if model.tags.get(f"{TAG}managed"))
 
     def versions(self, name: str) -> list[ModelRef]:
@@ -172,8 +173,8 @@ class Registry:
         with self._client() as client:
             found = self._registered(name, ref.digest, identity)
             if not found:
-                _make_model(client, _name(name))
-                run_id = ref.run_id or self._own_run(client, name, ref.digest, identity)
+                runs.make_model(client, _name(name))
+                run_id = ref.run_id or runs.of_untracked(client, self.uri, name, ref.digest, identity)
                 path = f"model-{packages.hexadecimal(ref.digest)[:12]}"
                 source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
                 for file in packages.uploads(folder):
@@ -279,7 +280,7 @@ class Registry:
         with self._client() as client:
             version = client.get_model_version(_name(ref.name), ref.version)
             path = version.tags.get(f"{TAG}artifact_path", "")
-            folder = self._artifacts(client, version.run_id, path, into)
+            folder = runs.artifacts(client, self.uri, version.run_id, path, into)
         if not (folder / models.MANIFEST).exists() or not (folder / models.ONNX).exists():
             raise IntegrityError(f"model {ref.name!r} version {ref.version}: the registry's files are incomplete")
         return models.verify(folder, ref)
@@ -310,7 +311,9 @@ class Registry:
             return None
         with self._client() as client, tempfile.TemporaryDirectory() as aside:
             run_id = client.get_model_version(_name(ref.name), ref.version).run_id
-            file = self._artifacts(client, run_id, f"evidence/{packages.hexadecimal(digest)}.json", Path(aside))
+            file = runs.artifacts(
+                client, self.uri, run_id, f"evidence/{packages.hexadecimal(digest)}.json", Path(aside)
+            )
             found = tables.file_digest(file) if file.is_file() else "none (the file is gone)"
             if found != digest:
                 raise IntegrityError(
@@ -343,7 +346,7 @@ class Registry:
     def _versions(self, name: str) -> list[Any]:
         query = f"name = '{_name(name)}'"
         with self._client() as client:
-            found = _pages(lambda token: client.search_model_versions(query, max_results=200, page_token=token))
+            found = runs.pages(lambda token: client.search_model_versions(query, max_results=200, page_token=token))
         return sorted(found, key=lambda version: int(version.version))
 
     def _registered(self, name: str, digest: str, identity: str) -> list[Any]:
@@ -352,56 +355,6 @@ class Registry:
             for version in self._versions(name)
             if version.tags.get(f"{TAG}digest") == digest and version.tags.get(IDENTITY, "") == identity
         ]
-
-    def _own_run(self, client: Any, name: str, digest: str, identity: str) -> str:
-        """Return the run that holds the files of a model that was trained without tracking."""
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        place = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, self._artifact_root())
-        query = f"tags.`{IDENTITY}` = '{identity}' and tags.`{TAG}digest` = '{digest}'"
-        if found := client.search_runs([place], query, max_results=1):
-            return str(found[0].info.run_id)
-        run = client.create_run(place, tags={IDENTITY: identity, f"{TAG}digest": digest}, run_name=name)
-        client.set_terminated(run.info.run_id)
-        return str(run.info.run_id)
-
-    def _artifact_root(self) -> Optional[str]:
-        """Return where files go without a server, which would know; MLflow's own default is the current folder."""
-        if not self.uri.startswith("sqlite:///"):
-            return None
-        return (Path(self.uri[len("sqlite:///") :]).resolve().parent / "mlartifacts").as_uri()
-
-    def _artifacts(self, client: Any, run_id: str, path: str, into: Path) -> Path:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return Path(client.download_artifacts(run_id, path, str(into)))
-        except (MlflowException, OSError) as error:
-            if isinstance(error, MlflowException) and isinstance(_server.translated(error, self.uri), DataError):
-                return into / path
-            if isinstance(error, FileNotFoundError):
-                return into / path
-            raise
-
-
-def _make_model(client: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, tags={f"{TAG}managed": "true"})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        client.set_registered_model_tag(name, f"{TAG}managed", "true")
-
-
-def _pages(page: Any) -> list[Any]:
-    found, token = [], None
-    while True:
-        part = page(token)
-        found.extend(part)
-        token = part.token
-        if not token:
-            return found
 
 
 def _name(name: str) -> str:

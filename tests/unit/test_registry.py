@@ -133,6 +133,22 @@ def test_pickles_are_not_uploaded(tmp_path):
     assert names == ["model.json", "model.onnx", "sample.parquet"]
 
 
+def test_a_second_task_that_makes_the_experiment_first_does_no_harm(registry, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    get, seen = MlflowClient.get_experiment_by_name, []
+
+    def late(self: MlflowClient, name: str) -> object:
+        if not seen:
+            seen.append(self.create_experiment(name, (tmp_path / "mlartifacts").as_uri()))
+            return None
+        return get(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    assert register(registry, tmp_path).version == "1"
+    assert len(seen) == 1
+
+
 def test_a_changed_package_is_not_registered(registry, tmp_path):
     ref = packages.package(tmp_path / "p")
     (tmp_path / "p" / models.ONNX).write_bytes(b"other")
