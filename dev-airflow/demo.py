@@ -91,12 +91,13 @@ class Demo:
 
     def replay(self, first: date, last: date) -> None:
         """Have the upstream system mend the deliveries that were refused, and clear their runs."""
-        refused = [
-            run for run in self.api.runs(SCORING)
-            if run["state"] == "failed" and _iso(first) <= str(run["logical_date"])[:10] <= _iso(last)
-        ]  # fmt: skip
+        failed = [run for run in self.api.runs(SCORING) if run["state"] == "failed"]
+        refused = [run for run in failed if _iso(first) <= str(run["logical_date"])[:10] <= _iso(last)]
         for run in refused:
             day = str(run["logical_date"])[:10]
+            delivery = self.api.xcom(SCORING, run["dag_run_id"], "ingest_flights") or {}
+            if delivery.get("status") != "refused":
+                raise SystemExit(f"{day} failed, but not for its delivery: see {self.stack.airflow_url}/dags/{SCORING}")
             say(f"{day} was refused; the upstream system delivers it again, the run is cleared")
             self.upstream("fix", "--day", day)
             self.api.clear(SCORING, run["dag_run_id"])
