@@ -96,7 +96,7 @@ def _look(python: str, modules: dict[str, str]) -> tuple[str, dict[str, str]]:
 
 def connections(conn_ids: Sequence[str]) -> list[dict[str, str]]:
     """Return one row per connection: given ones, else those of the default names that exist."""
-    from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
+    from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
     rows = []
     for conn_id in conn_ids or ("mlflow_default", "feast_default", "lineage_default"):

@@ -64,7 +64,7 @@ class FeastHook(BaseHook):
         return True, f"Feast project {store.project!r} has {len(views)} feature views: {shown}"
 
     def _connection(self) -> Connection:
-        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
         try:
             return self.get_connection(self.feast_conn_id)

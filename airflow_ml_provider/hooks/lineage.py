@@ -35,7 +35,7 @@ class LineageHook(BaseHook):
         Raises:
             SpecError: there is no such connection, or it names no path.
         """
-        from airflow.sdk.exceptions import AirflowNotFoundException
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
         try:
             host = self.get_connection(self.lineage_conn_id).host

@@ -55,7 +55,7 @@ class ReportLink(ResultLink):
 
 def served(path: str) -> str:
     """Return the address under which the Airflow web server shows a file of the store."""
-    from airflow.sdk.configuration import conf
+    from airflow.providers.common.compat.sdk import conf
 
     base = conf.get("api", "base_url", fallback="") or ""
     return f"{base.rstrip('/')}/ml/files{quote(path)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
 from airflow.api_fastapi.core_api.security import requires_access_view
-from airflow.sdk.configuration import conf
+from airflow.providers.common.compat.sdk import conf
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, Response
 

@@ -25,7 +25,10 @@ def asset(name: str) -> Asset:
 
 def timetable(schedule: Schedule) -> Any:
     """Return a timetable whose runs have real windows (Airflow's plain cron schedules have empty ones)."""
-    from airflow.sdk import CronDataIntervalTimetable
+    try:
+        from airflow.sdk import CronDataIntervalTimetable
+    except ImportError:  # before Airflow 3.2
+        from airflow.timetables.interval import CronDataIntervalTimetable  # type: ignore[assignment]
 
     return CronDataIntervalTimetable(schedule.cron, timezone="UTC")
 

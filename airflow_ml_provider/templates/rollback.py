@@ -21,6 +21,12 @@ def rollback_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
         params={
             "model": Param(config.models[0], enum=list(config.models), description="Which model to roll back."),
             "reason": Param("", type="string", description="Why; it is written to the journal."),
+            "effective_from": Param(
+                None,
+                type=["null", "string"],
+                format="date-time",
+                description="Data from this moment on is scored with the earlier version; empty means from now on.",
+            ),
             "to": Param(
                 None, type=["null", "string"], description="Version to go back to; empty takes the last healthy one."
             ),
@@ -33,6 +39,7 @@ def rollback_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
             name="{{ params.model }}",
             reason="{{ params.reason }}",
             to="{{ params.to or '' }}",
+            effective_from="{{ params.effective_from or '' }}",
             **stage_arguments(config, "rollback"),
         )
     return dag

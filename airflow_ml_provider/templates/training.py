@@ -68,7 +68,12 @@ def training_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
 
 
 def _schedule(config: PipelineConfig) -> Any:
-    from airflow.sdk import AssetAny, AssetOrTimeSchedule
+    from airflow.sdk import AssetAny
+
+    try:
+        from airflow.sdk import AssetOrTimeSchedule
+    except ImportError:  # before Airflow 3.2
+        from airflow.timetables.assets import AssetOrTimeSchedule  # type: ignore[assignment]
 
     starts = AssetAny(retrain_asset(config), *(asset(name) for name in config.training.on_assets))
     if config.training.schedule is None:

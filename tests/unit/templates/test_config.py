@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_an_error_with_its_path(tmp_path):
 
 def test_dates_are_midnight_utc_and_overrides_replace_top_level_keys():
     config = load_config(FLIGHTS, store="/elsewhere")
-    assert config.schedule.start == datetime(2013, 2, 5, tzinfo=timezone.utc)
+    assert config.schedule.start == datetime(2013, 1, 31, tzinfo=timezone.utc)
     assert config.table("flights") == "/elsewhere/valid/flights"
     assert config.table("weather") == "/elsewhere/raw/weather", "it is not validated"
 
