@@ -19,7 +19,8 @@ def drop(landing: Path) -> list[Path]:
     with open(str(source.locate()), newline="") as handle:
         for row in csv.DictReader(handle):
             day = datetime.strptime(row["date"], "%Y/%m/%d")
-            stamps = [f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (day, day + timedelta(days=1))]
+            # The station reports once a day, shortly before midnight.
+            stamps = [f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (day, day + timedelta(hours=23, minutes=50))]
             values = (row["precipitation"], row["temp_max"], row["temp_min"], row["wind"])
             months[f"{day:%Y-%m}"].append(("SEA", stamps[0], *values, stamps[1]))
     landing.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from airflow_ml_provider import codec, tables
-from airflow_ml_provider.exceptions import IntegrityError, invalid
+from airflow_ml_provider.exceptions import IntegrityError, MissingLibrary, invalid
 from airflow_ml_provider.stages.train import randomness
 
 log = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ class _Tensors:
         return array if array.ndim else array[()]
 
     def write(self, path: Path) -> None:
+        _need_safetensors()
         if any(hasattr(value, "detach") for value in self._found.values()):
             import torch
             from safetensors.torch import save_file
@@ -197,6 +198,7 @@ class _Tensors:
     def read(cls, path: Path) -> _Tensors:
         import sys
 
+        _need_safetensors()
         if "torch" in sys.modules:
             from safetensors.torch import load_file
 
@@ -204,3 +206,14 @@ class _Tensors:
         from safetensors.numpy import load_file as load_arrays
 
         return cls(load_arrays(path))
+
+
+def _need_safetensors() -> None:
+    import sys
+    from importlib.util import find_spec
+
+    if find_spec("safetensors") is None:
+        raise MissingLibrary(
+            f"snapshots are kept as safetensors, which {sys.executable} lacks; "
+            f"run: {sys.executable} -m pip install safetensors"
+        )

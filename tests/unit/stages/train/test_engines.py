@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_ml_provider import models, stages, tables
-from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, SpecError
+from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, MissingLibrary, SpecError
 from airflow_ml_provider.models import Scorer
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.stages.monitor.sketch import Sketch
@@ -359,6 +360,7 @@ class TestFunction:
 
     def test_resumes_from_its_own_snapshot(self, run, tmp_path):
         """A first try that dies after its snapshot; the second one goes on with its numbers and random state."""
+        pytest.importorskip("safetensors", reason="a snapshot needs safetensors")
         mark = tmp_path / "mark"
         source = (
             "def fit(run, mark):\n"
@@ -407,3 +409,9 @@ def test_local_paths_may_be_uris(spec, tmp_path):
     uri = f"file://{tmp_path}/with%20space"
     result = stages.run(spec(output=uri, params=FAST), INFO)
     assert tables.local_path(result.model.uri).is_relative_to(tmp_path / "with space")
+
+    def test_a_snapshot_without_safetensors_says_what_to_install(self, run, monkeypatch):
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+        source = "def fit(run):\n    run.snapshot(1, best=0.5)\n"
+        with pytest.raises(MissingLibrary, match=r"pip install safetensors"):
+            self.run_function(run, source)
