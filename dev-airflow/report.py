@@ -72,16 +72,22 @@ def _trainings(api: AirflowApi, dag_id: str) -> str:
                     model.get("engine", "-"),
                     _number(metrics.get("test_auc", metrics.get("auc")), 3),
                     _decision(task, gate),
-                    promote.get("reason") or ("champion" if promote.get("moved") else "-"),
+                    "yes" if promote.get("moved") else "no",
+                    _why(gate, promote),
                 ]
             )
-    return _table(["training", "run", "model", "version", "engine", "test AUC", "gate", "promotion"], rows)
+    return _table(["training", "run", "model", "version", "engine", "test AUC", "gate", "promoted", "why"], rows)
 
 
 def _decision(task: dict[str, Any], gate: dict[str, Any]) -> str:
     if not gate:
         return str(task["state"])
-    return "passed" if gate.get("passed") else f"refused: {gate.get('reason', '')}"
+    return "passed" if gate.get("passed") else "refused"
+
+
+def _why(gate: dict[str, Any], promote: dict[str, Any]) -> str:
+    reason = str((gate if not gate.get("passed") else promote).get("reason") or "")
+    return reason.removeprefix(f"{(gate.get('model') or {}).get('name')} version ").partition(": ")[2] or reason
 
 
 def _cleared(api: AirflowApi, dag_id: str, run: dict[str, Any]) -> bool:
@@ -106,6 +112,6 @@ def _number(value: Any, digits: int) -> str:
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
     cells = [head, *[[str(c) for c in row] for row in rows]]
-    widths = [min(60, max(len(line[i]) for line in cells)) for i in range(len(head))]
-    lines = ["  ".join(c[:60].ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head) - 1)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[-1]]).rstrip() for line in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in [*widths, len(head[-1])]), *lines[1:]])

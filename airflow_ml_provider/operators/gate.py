@@ -65,7 +65,7 @@ class GateOperator(StageOperator, BaseBranchOperator):
         policy: str,
         output: str,
         test: DatasetRef | Mapping[str, Any] | None = None,
-        label: str = "label_column",
+        label: str = "label",
         parity: ReportRef | Mapping[str, Any] | None = None,
         quality: Sequence[str] | str = (),
         alias: str = "champion",

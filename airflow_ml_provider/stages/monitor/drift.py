@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,9 +81,9 @@ def run(spec: MonitorSpec, info: RunInfo) -> MonitorResult:
 def _judged(work: Work) -> list[ColumnDrift]:
     policy = work.spec.policy
     names = [name for name in work.reference.columns if name in work.current.columns]
-    if unknown := sorted({*policy.ignore} - {*names}):
+    if unknown := [pattern for pattern in policy.ignore if not fnmatch.filter(names, pattern)]:
         log.warning("policy.ignore names %s, which the models do not use", ", ".join(unknown))
-    tests = sum(name not in policy.ignore for name in names)
+    tests = sum(map(policy.judges, names))
     return [
         logic.judge_column(name, work.reference.columns[name], work.current.columns[name], policy, tests)
         for name in names

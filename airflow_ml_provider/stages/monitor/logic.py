@@ -147,7 +147,7 @@ def judge_column(name: str, reference: Column, current: Column, policy: DriftPol
         _, p_value = measures.chi_square(pair)
     if reference.nulls or current.nulls:  # two tests of one column
         p_value = min(1.0, 2 * min(p_value, measures.null_test(reference, current)))
-    ignored = name in policy.ignore
+    ignored = not policy.judges(name)
     significant = not ignored and p_value < policy.alpha / max(1, tests)
     unseen = _unseen(reference, current)
     return ColumnDrift(

@@ -43,7 +43,8 @@ class DriftPolicy:
         js: Jensen-Shannon distance (base 2, in [0, 1]).
         alpha: a column counts as drifted only if its KS or chi-square test is significant at this level, Bonferroni
             corrected over the columns.
-        ignore: columns that are reported but not judged, such as the weekday when a batch is one day.
+        ignore: columns, or patterns such as `weather__*`, that are reported but not judged: what is nearly the same for
+            all rows of a batch, such as the weekday when a batch is one day, never looks like the training rows.
         min_rows: batches with fewer rows are reported but not judged.
         share: share of drifted columns from which the whole batch has drifted significantly.
         min_auc: AUC on arrived labels below this is significant; none leaves performance out of the decision.
@@ -86,6 +87,13 @@ class DriftPolicy:
             raise invalid("needed", self.needed, f"between 1 and window ({self.window})")
         if self.recover < 1 or self.cooldown < 0:
             raise invalid("recover, cooldown", (self.recover, self.cooldown), "at least 1 and 0 batches")
+
+
+    def judges(self, column: str) -> bool:
+        """Return whether a column counts for the severity of a batch."""
+        from fnmatch import fnmatchcase
+
+        return not any(fnmatchcase(column, pattern) for pattern in self.ignore)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,9 @@ class TestJudgeColumn:
         assert found.unseen == pytest.approx(0.2)
         assert found.unseen_values == ("XX", "YY")
 
-    def test_ignored_columns_are_measured_and_not_judged(self):
-        policy = replace(POLICY, ignore=("weekday",))
+    @pytest.mark.parametrize("ignore", ["weekday", "week*"])
+    def test_ignored_columns_are_measured_and_not_judged(self, ignore):
+        policy = replace(POLICY, ignore=(ignore,))
         found = judge_column("weekday", whole_numbers([1000] * 7), whole_numbers([0, 500]), policy, 1)
         assert (found.severity, found.ignored, found.psi > 1) == ("none", True, True)
         batch = judge_batch([found, column("significant", "hour")], 500, Performance(), policy)
