@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -19,6 +20,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 import airflow_ml_provider
 from airflow_ml_provider.get_provider_info import get_provider_info
 from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.stages import STAGES
 
 ROOT = Path(airflow_ml_provider.__file__).parents[1]
 
@@ -65,6 +67,7 @@ def classes(*kinds: str) -> Iterator[type[BaseOperator]]:
 
 
 ALL = sorted(classes("operators", "sensors"), key=lambda cls: cls.__name__)
+STAGE_OPERATORS = [cls for cls in ALL if issubclass(cls, StageOperator)]
 each = pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 
 
@@ -87,9 +90,7 @@ def make(cls: type[BaseOperator], **kwargs: Any) -> Any:
 
 
 def test_there_are_operators_for_all_stages() -> None:
-    from airflow_ml_provider.stages import STAGES
-
-    assert len([cls for cls in ALL if issubclass(cls, StageOperator)]) >= len(STAGES)
+    assert len(STAGE_OPERATORS) >= len(STAGES)
 
 
 @each
@@ -128,6 +129,16 @@ def test_arguments_reach_the_attributes_of_their_names(cls: type[BaseOperator]) 
         if item.default is item.empty:
             expected = EXAMPLES.get(name, f"{{{{ params.{name} }}}}")
             assert getattr(operator, RENAMED.get(name, name)) == expected
+
+
+@pytest.mark.parametrize("cls", STAGE_OPERATORS, ids=lambda cls: cls.__name__)
+def test_defaults_are_those_of_the_spec(cls: type[StageOperator]) -> None:
+    module = importlib.import_module(cls.build_spec.__module__)
+    spec = vars(module)[inspect.get_annotations(cls.build_spec)["return"]]
+    defaults = {f.name: f.default for f in dataclasses.fields(spec) if isinstance(f.default, str | int | float)}
+    for name, item in parameters(cls).items():
+        if name in defaults and item.default is not None:
+            assert item.default == defaults[name], name
 
 
 @each
