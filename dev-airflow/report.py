@@ -113,5 +113,7 @@ def _number(value: Any, digits: int) -> str:
 def _table(head: list[str], rows: list[list[Any]]) -> str:
     cells = [head, *[[str(c) for c in row] for row in rows]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head) - 1)]
-    lines = ["  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[-1]]).rstrip() for line in cells]
+    lines = [
+        "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[-1]]).rstrip() for line in cells
+    ]
     return "\n".join([lines[0], "  ".join("-" * w for w in [*widths, len(head[-1])]), *lines[1:]])

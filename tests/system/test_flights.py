@@ -16,6 +16,11 @@ from pathlib import Path
 import pytest
 
 from airflow_ml_provider import tables
+from airflow_ml_provider.lineage.graph import Graph
+from airflow_ml_provider.lineage.naming import of_uri
+from airflow_ml_provider.testing.fixtures import event_validator
+
+__all__ = ["event_validator"]
 
 PROMOTE = {"allow_backfill_promotion": True}
 
@@ -197,14 +202,30 @@ def _versions(flights, name: str) -> list[dict]:
     return sorted(found["model_versions"], key=lambda v: int(v["version"]))
 
 
-def test_lineage_leads_from_a_prediction_back_to_the_landing_file(flights):
-    from airflow_ml_provider.lineage.graph import LineageGraph
+def test_every_event_is_valid(flights, event_validator):
+    events = [json.loads(line) for line in flights.stack.lineage.read_text().splitlines()]
+    assert len(events) > 200
+    assert not {error for event in events for error in event_validator.errors(event)}
 
-    graph = LineageGraph.read(flights.stack.lineage)
-    names = {node.name for node in graph.walk(str(flights.stack.store / "predictions" / "interval=2013-01-08"))}
-    assert any(name.startswith("flight_delay_") for name in names), names
-    for part in ("train.parquet", "tables/", "valid/flights", "landing/flights_2013-01-0"):
-        assert any(part in name for name in names), (part, names)
+
+def test_lineage_leads_from_a_prediction_back_to_the_landing_file(flights):
+    """Which deliveries is a prediction of the 8th made from, by way of the model that learnt from the days before?"""
+    graph, store = Graph.read(flights.stack.lineage), flights.stack.store
+    prediction = of_uri(f"{store}/predictions/interval=2013-01-08")
+    (score,) = [step.run for step in graph.walk(prediction) if step.depth == 0]
+    versions = sorted(dataset for dataset in score.inputs if dataset.namespace == "mlflow")
+    assert [version.name.rpartition("/")[0] for version in versions] == [
+        "flight_delay_ewr", "flight_delay_jfk", "flight_delay_lga",
+    ]  # fmt: skip
+    view = of_uri(f"{store}/features/tables/carrier_arrivals/interval=2013-01-02")
+    landing = of_uri(f"{flights.stack.landing}/flights_2013-01-02.csv.gz")
+    for version in versions:
+        (train,) = [d for d in graph.upstream(version) if d.name.endswith("/train.parquet")]
+        chain = graph.chain(prediction, version, train, view, landing)
+        assert [step.run.job.rpartition(".")[2] if step.run else "" for step in chain] == [
+            "score", "register", "train", "training_set", "features", "validate_flights", "ingest_flights", "",
+        ]  # fmt: skip
+        assert all(step.version for step in chain)
 
 
 def test_every_day_has_its_own_partition_and_nothing_else_was_touched(flights):

@@ -88,7 +88,6 @@ class DriftPolicy:
         if self.recover < 1 or self.cooldown < 0:
             raise invalid("recover, cooldown", (self.recover, self.cooldown), "at least 1 and 0 batches")
 
-
     def judges(self, column: str) -> bool:
         """Return whether a column counts for the severity of a batch."""
         from fnmatch import fnmatchcase

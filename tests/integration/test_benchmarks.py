@@ -1,0 +1,39 @@
+"""The benchmarks still run: each once, at a small size. Their figures say nothing here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SMALL = {
+    "airflow_cost": ("--repeat", "1"),
+    "asof_join": ("--rows", "20000", "--labels", "2000", "--densities", "10"),
+    "drift": ("--rows", "20000"),
+    "score": ("--rows", "20000", "--repeat", "1"),
+    "slices": ("--rows", "20000", "--resamples", "20"),
+}
+NEEDS = {
+    "airflow_cost": ("airflow",),
+    "asof_join": ("duckdb", "feast", "ibis"),
+    "drift": ("scipy",),
+    "score": ("lightgbm", "mlflow", "onnxmltools", "pandas"),
+    "slices": ("sklearn",),
+}
+
+
+def test_all_benchmarks_are_here() -> None:
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_runs(name: str) -> None:
+    if missing := [module for module in NEEDS[name] if find_spec(module) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", *SMALL[name]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
