@@ -19,7 +19,7 @@ with DAG("branch", schedule=None):
     def candidates():
         return json.loads((FOLDER / "candidates.json").read_text())
 
-    @task
+    @task(trigger_rule="all_done")
     def first(found):
         return found[0]
 
@@ -36,7 +36,7 @@ with DAG("branch", schedule=None):
         gate >> [PromoteOperator(task_id="promote", model=gate.output["model"]), tell()]
 
     found = candidates()
-    decide.expand(winner=found)
+    decided = decide.expand(winner=found)
 
     one = first(found)
     alone = GateOperator(
@@ -44,3 +44,5 @@ with DAG("branch", schedule=None):
         output=str(FOLDER / "out"), on_refusal="branch", on_pass="go_on", on_refuse="stop",
     )  # fmt: skip
     alone >> [tell.override(task_id="go_on")(), tell.override(task_id="stop")()]
+    # It refuses what the group has let pass, and the newest evidence counts: never before the group's promotion.
+    decided >> one
