@@ -56,6 +56,8 @@ def _trainings(api: AirflowApi, dag_id: str) -> str:
     rows = []
     for run in api.runs(dag_id):
         run_id = run["dag_run_id"]
+        rows_in = (api.xcom(dag_id, run_id, "training_set") or {}).get("train") or {}
+        window = (rows_in.get("interval") or {}).get("key") or str(run["logical_date"] or run["run_after"])[:10]
         tasks = [t for t in api.tasks(dag_id, run_id) if t["task_id"] == "decide.gate"]
         for task in sorted(tasks, key=lambda t: t["map_index"]):
             index = task["map_index"]
@@ -65,7 +67,7 @@ def _trainings(api: AirflowApi, dag_id: str) -> str:
             metrics = {**(model.get("metrics") or {}), **(gate.get("metrics") or {})}
             rows.append(
                 [
-                    str(run["logical_date"] or run["run_after"])[:10],
+                    window,
                     run["run_type"],
                     model.get("name", "-"),
                     f"v{model.get('version', '-')}",
@@ -76,6 +78,7 @@ def _trainings(api: AirflowApi, dag_id: str) -> str:
                     _why(gate, promote),
                 ]
             )
+    rows.sort(key=lambda row: (row[0], row[2]))
     return _table(["training", "run", "model", "version", "engine", "test AUC", "gate", "promoted", "why"], rows)
 
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -27,16 +28,21 @@ class Services:
         self.folder = state / "services"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, command: list[str], env: Mapping[str, str], cwd: Path | None = None) -> bool:
-        """Start a process; return whether it had to be started."""
+    def start(self, name: str, command: list[str], env: Mapping[str, str], *, of: str = "") -> bool:
+        """Start a process that is made of `of`; return whether it had to be started.
+
+        One that runs and is made of something else is stopped before.
+        """
         if self.running(name):
-            return False
+            if self._record(name)["of"] == of:
+                return False
+            self.stop(name)
         with open(self.log(name), "ab") as log:
             process = subprocess.Popen(
-                command, env=dict(env), cwd=cwd or self.state, start_new_session=True,
+                command, env=dict(env), cwd=self.state, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        record = {"pid": process.pid, "started": _start_time(process.pid)}
+        record = {"pid": process.pid, "started": _start_time(process.pid), "of": of}
         (self.folder / f"{name}.json").write_text(json.dumps(record))
         return True
 
@@ -71,7 +77,7 @@ class Services:
         """Return the log file of a process."""
         return self.folder / f"{name}.log"
 
-    def _record(self, name: str) -> dict[str, int] | None:
+    def _record(self, name: str) -> dict[str, Any] | None:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -210,30 +216,20 @@ class Stack:
 
     def start(self, say: Callable[[str], None] = print) -> None:
         """Start what does not run and wait until it answers."""
-        if not self.services.running("mlflow"):
+        database, artifacts = self.state / "mlflow.db", self.state / "mlflow-artifacts"
+        command = [
+            str(BIN / "mlflow"), "server", "--workers", "1",
+            "--host", "127.0.0.1", "--port", self.settings["mlflow_port"],
+            "--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(artifacts),
+        ]  # fmt: skip
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self.services.start("mlflow", command, {**os.environ, **quiet}):
             say("starting MLflow")
-            database, artifacts = self.state / "mlflow.db", self.state / "mlflow-artifacts"
-            self.services.start(
-                "mlflow",
-                [
-                    str(BIN / "mlflow"),
-                    "server",
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    self.settings["mlflow_port"],
-                    "--backend-store-uri",
-                    f"sqlite:///{database}",
-                    "--artifacts-destination",
-                    str(artifacts),
-                    "--workers",
-                    "1",
-                ],
-                {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        if not self.services.running("airflow"):
+        # Airflow's tasks are forks of processes that have loaded the provider.
+        installed = REPO / ".venv" / ".provider"
+        provider = installed.read_text() if installed.exists() else ""
+        if self.services.start("airflow", [str(BIN / "airflow"), "standalone"], self.environment(), of=provider):
             say("starting Airflow")
-            self.services.start("airflow", [str(BIN / "airflow"), "standalone"], self.environment())
         wait_for(f"{self.mlflow_url}/health", self.services, "mlflow")
         wait_for(f"{self.airflow_url}/api/v2/monitor/health", self.services, "airflow")
 

@@ -174,3 +174,15 @@ def summary(result: Result) -> dict[str, Any]:
     body: dict[str, Any] = codec.encode(result)
     body.pop("facets")
     return body
+
+
+def boolean(value: Any, what: str) -> bool:
+    """Return a truth value that a template may have made text of.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    texts = {"true": True, "false": False}
+    if isinstance(value, str) and value.strip().lower() in texts:
+        return texts[value.strip().lower()]
+    return codec.decode(bool, value, what)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
-from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._base import StageOperator, boolean
 from airflow_ml_provider.stages.features.spec import FeaturesSpec, Source, Spine, Split, TrainingSetSpec
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class FeaturesOperator(StageOperator):
             interval=interval,
             spine=codec.decode(Spine, self.spine, "spine") if self.spine else None,
             features=codec.decode(tuple[str, ...], self.features or (), "features"),
-            materialize=_boolean(self.materialize, "materialize"),
+            materialize=boolean(self.materialize, "materialize"),
             max_skew=_number(self.max_skew, "max_skew"),
         )
 
@@ -180,10 +180,3 @@ def _number(value: Any, what: str) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise invalid(what, value, "a number") from None
-
-
-def _boolean(value: Any, what: str) -> bool:
-    texts = {"true": True, "false": False}
-    if isinstance(value, str) and value.strip().lower() in texts:
-        return texts[value.strip().lower()]
-    return codec.decode(bool, value, what)

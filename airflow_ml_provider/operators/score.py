@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_ml_provider.exceptions import invalid
-from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._base import StageOperator, boolean
 from airflow_ml_provider.refs import DatasetRef, as_ref
 from airflow_ml_provider.stages.score.spec import ScoreSpec
 
@@ -28,14 +28,16 @@ class ScoreOperator(StageOperator):
         target: root folder of the predictions; the interval's partition is replaced.
         alias: who holds it scores.
         version: use this version of the (single) model instead.
+        rescore: score a window that was scored before by what the journal says now; by default promotions that were
+            journalled after its first scoring do not count, so that running it again changes nothing.
         keep: columns to carry over, such as the key; empty carries all.
         batch_rows: rows per batch; two batches per core are in memory at a time.
         providers: ONNX Runtime execution providers, in order of preference; missing ones are left out.
     """
 
     template_fields: Sequence[str] = (
-        *StageOperator.template_fields, "dataset", "models", "target", "alias", "version", "keep", "batch_rows",
-        "providers",
+        *StageOperator.template_fields, "dataset", "models", "target", "alias", "version", "rescore", "keep",
+        "batch_rows", "providers",
     )  # fmt: skip
     uses_mlflow: ClassVar[bool] = True
     ui_color = "#e3ddf4"
@@ -48,6 +50,7 @@ class ScoreOperator(StageOperator):
         target: str,
         alias: str = "champion",
         version: str | None = None,
+        rescore: bool = False,
         keep: Sequence[str] = (),
         batch_rows: int = 65536,
         providers: Sequence[str] = ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -61,6 +64,7 @@ class ScoreOperator(StageOperator):
         self.target = target
         self.alias = alias
         self.version = version
+        self.rescore = rescore
         self.keep = keep
         self.batch_rows = batch_rows
         self.providers = providers
@@ -74,6 +78,7 @@ class ScoreOperator(StageOperator):
             interval=dataset.interval if dataset.interval and not self.interval else interval,
             alias=self.alias,
             version=str(self.version) if self.version else None,
+            rescore=boolean(self.rescore, "rescore"),
             keep=tuple(self.keep or ()),
             batch_rows=int(self.batch_rows),
             providers=tuple(self.providers),

@@ -93,9 +93,15 @@ def faults(entries: Sequence[JournalEntry]) -> list[str]:
     return found
 
 
-def held(entries: Iterable[JournalEntry], at: datetime) -> Optional[JournalEntry]:
-    """Return the entry that rules data of the moment `at`: the last with `effective_from` not after it."""
-    ruling = [entry for entry in entries if entry.effective_from <= at]
+def held(entries: Iterable[JournalEntry], at: datetime, before: Optional[int] = None) -> Optional[JournalEntry]:
+    """Return the entry that rules data of the moment `at`: the last with `effective_from` not after it.
+
+    Parameters:
+        before: number of the entry that ruled this data when it was used first, 0 if none did. Later promotions do not
+            rewrite what was done by then; later rollbacks do, since they are about what was wrong with it.
+    """
+    known = [entry for entry in entries if before is None or entry.seq <= before or entry.action == "rollback"]
+    ruling = [entry for entry in known if entry.effective_from <= at]
     return ruling[-1] if ruling else None
 
 

@@ -11,8 +11,8 @@ from airflow_ml_provider.exceptions import DataError, IntegrityError
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef
-from airflow_ml_provider.registry import Registry
-from airflow_ml_provider.stages.score import logic
+from airflow_ml_provider.registry import Registry, journal
+from airflow_ml_provider.stages.score import logic, stream
 from airflow_ml_provider.stages.score.spec import ScoreResult, ScoreSpec
 from airflow_ml_provider.stages.score.stream import Counts, score_file
 
@@ -23,7 +23,8 @@ def run(spec: ScoreSpec, info: RunInfo) -> ScoreResult:
     """Score the rows of an interval into its partition; without any holder there is nothing to do."""
     interval = cast("Interval", spec.interval)  # the spec sees to it
     registry = Registry.from_env()
-    chosen, absent = _choose(registry, spec, interval)
+    target = tables.partition(spec.target, interval)
+    chosen, ruled_by = _choose(registry, spec, interval, target)
     if not chosen:
         return ScoreResult(
             status="skipped", reason=logic.nobody(spec.models, spec.alias, interval), inputs=(spec.dataset,)
@@ -31,13 +32,13 @@ def run(spec: ScoreSpec, info: RunInfo) -> ScoreResult:
     source = _source(spec.dataset, interval)
     opened = [(ref, models.Scorer(registry.fetch(ref), providers=spec.providers)) for ref in chosen]
     points = [point if (point := registry.threshold(ref)) is not None else s.manifest.threshold for ref, s in opened]
-    target = tables.partition(spec.target, interval)
     counts = score_file(
         source, target, opened, keep=spec.keep, batch_rows=spec.batch_rows, thresholds=points,
-        metadata={"provenance": _provenance(spec, chosen, points, interval)},
+        metadata={"provenance": _provenance(spec, chosen, points, interval), "ruled_by": {spec.alias: ruled_by}},
     )  # fmt: skip
     numbers = _numbers(counts, chosen)
     dataset = tables.describe("predictions", target, interval=interval, counts=numbers)
+    absent = [name for name in spec.models if name not in {ref.name for ref in chosen}]
     reason = logic.remark(numbers, absent, spec.alias)
     log.info("scored %s of %s rows of %s. %s", counts.scored, counts.rows, interval.key, reason)
     return ScoreResult(
@@ -53,12 +54,26 @@ def run(spec: ScoreSpec, info: RunInfo) -> ScoreResult:
     )
 
 
-def _choose(registry: Registry, spec: ScoreSpec, interval: Interval) -> tuple[list[ModelRef], list[str]]:
-    """Return the versions that score, and the names for which there is none."""
+def _choose(
+    registry: Registry, spec: ScoreSpec, interval: Interval, target: Path
+) -> tuple[list[ModelRef], dict[str, int]]:
+    """Return the versions that score, and by name the number of the journal's entry that says so (0: none does)."""
     if spec.version:
-        return [registry.get(spec.models[0], spec.version)], []
-    found = {name: registry.holder(name, spec.alias, interval.start) for name in spec.models}
-    return [ref for ref in found.values() if ref], [name for name, ref in found.items() if not ref]
+        return [registry.get(spec.models[0], spec.version)], {}
+    before = {} if spec.rescore else _before(target).get(spec.alias, {})
+    held = {
+        name: journal.held(registry.journal(name, spec.alias), interval.start, before.get(name)) for name in spec.models
+    }
+    chosen = [registry.held_by(name, entry) for name, entry in held.items() if entry]
+    return chosen, {name: entry.seq if entry else 0 for name, entry in held.items()}
+
+
+def _before(target: Path) -> dict[str, dict[str, int]]:
+    try:
+        return stream.ruled_by(target)
+    except DataError as error:
+        log.warning("the old predictions are replaced by what the journal says now: %s", error)
+        return {}
 
 
 def _source(dataset: DatasetRef, interval: Interval) -> Path:

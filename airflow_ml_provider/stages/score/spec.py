@@ -42,6 +42,8 @@ class ScoreSpec(Spec):
         alias: the holder of this alias when the interval began does the scoring: data of an old interval is never
             scored by a model that was trained on later data.
         version: use this version of the (single) model instead.
+        rescore: score a window that was scored before by what the journal says now; by default promotions that were
+            journalled after its first scoring do not count, so that running it again changes nothing.
         keep: columns to carry over, such as the key; empty carries all.
         batch_rows: rows per batch; two batches per core are in memory at a time.
         providers: ONNX Runtime execution providers, in order of preference.
@@ -56,6 +58,7 @@ class ScoreSpec(Spec):
     interval: Optional[Interval] = None
     alias: str = "champion"
     version: Optional[str] = None
+    rescore: bool = False
     keep: tuple[str, ...] = ()
     batch_rows: int = 65536
     providers: tuple[str, ...] = ("CUDAExecutionProvider", "CPUExecutionProvider")

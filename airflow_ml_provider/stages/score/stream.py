@@ -221,14 +221,23 @@ def row_groups(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is no file of predictions.
     """
+    groups: Optional[list[dict[str, Any]]] = _told(path, "row_groups")
+    if groups is None:
+        raise DataError(f"{path} was not written by the score stage: its metadata lists no row groups")
+    return groups
+
+
+def ruled_by(path: Path) -> dict[str, dict[str, int]]:
+    """Return by alias and model which entry of the journal chose the version that scored; empty without a file."""
+    return (_told(path, "ruled_by") or {}) if path.exists() else {}
+
+
+def _told(path: Path, what: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        found = (pq.read_metadata(path).metadata or {}).get(b"airflow_ml.row_groups")
+        found = (pq.read_metadata(path).metadata or {}).get(f"airflow_ml.{what}".encode())
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if found is None:
-        raise DataError(f"{path} was not written by the score stage: its metadata lists no row groups")
-    groups: list[dict[str, Any]] = json.loads(found)
-    return groups
+    return None if found is None else json.loads(found)

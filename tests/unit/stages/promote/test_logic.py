@@ -159,6 +159,15 @@ def test_a_later_entry_rules_from_its_own_moment_on_only():
     assert journal.held((*log, late), JAN + timedelta(days=60)).version == "1"
 
 
+def test_what_was_done_is_rewritten_by_rollbacks_not_by_promotions():
+    log = entries("p1", "p2", "r1", "p3")
+    late = JAN + timedelta(days=50)
+    assert journal.held(log, late).version == "3"
+    assert journal.held(log, late, before=2).version == "1"
+    assert journal.held(log[:2], late, before=1).version == "1"
+    assert journal.held(log[:2], late, before=0) is None
+
+
 def test_one_task_one_entry_per_version():
     log = entries("p1", "p2")
     assert journal.of_run(log, "2", "promote", "2") == log[1]

@@ -98,6 +98,31 @@ def test_old_data_is_scored_by_who_held_the_alias_then(world):
     assert stages.run(world.spec(), RunInfo(interval=DAY)).models == (new,)
 
 
+def test_a_promotion_after_the_fact_does_not_rewrite_what_was_scored_but_a_rollback_does(world):
+    """A training that took long is journalled for windows that the champion before it has scored by then."""
+    first = world.champion("late", DAY)
+    one = stages.run(world.spec("late", "absent"), RunInfo(interval=DAY))
+    second = world.champion("late", Interval.of(DAY.start, DAY.start + timedelta(hours=1)), seed=5)
+    again = stages.run(world.spec("late", "absent"), RunInfo(interval=DAY, cleared=True))
+    assert (again.models, again.dataset.digest) == ((first,), one.dataset.digest)
+    assert stages.run(world.spec("late", "absent", rescore=True), RunInfo(interval=DAY)).models == (second,)
+
+    world.registry.move(
+        "late", "champion", first, action="rollback", info=RunInfo("d", "rollback", "r"), effective_from=DAY.start,
+        expected="2",
+    )  # fmt: skip
+    back = stages.run(world.spec("late", "absent"), RunInfo(interval=DAY))
+    assert back.models == (first,)
+    assert stages.run(world.spec("late", "absent"), RunInfo(interval=DAY)).dataset.digest == back.dataset.digest
+
+
+def test_old_predictions_that_cannot_be_read_are_replaced(world):
+    world.champion("late", DAY)
+    one = stages.run(world.spec(), RunInfo(interval=DAY))
+    Path(one.dataset.uri).write_bytes(b"PAR1 half a file")
+    assert stages.run(world.spec(), RunInfo(interval=DAY)).dataset.digest == one.dataset.digest
+
+
 def test_the_holder_when_the_interval_began_not_when_it_ended(world):
     world.champion("late", DAY)
     later = Interval.of(DAY.start + timedelta(hours=12), DAY.end)
