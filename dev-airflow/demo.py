@@ -92,21 +92,24 @@ class Demo:
         self.api.wait(dag_id, lambda run: str(run["logical_date"])[:10] in days, at_least=len(days), progress=say)
 
     def replay(self, first: date, last: date) -> None:
-        """Have the upstream system mend the deliveries that were refused, and clear their runs."""
-        failed = [run for run in self.api.runs(SCORING) if run["state"] == "failed"]
-        refused = [run for run in failed if _iso(first) <= str(run["logical_date"])[:10] <= _iso(last)]
-        for run in refused:
-            day = str(run["logical_date"])[:10]
-            delivery = self.api.xcom(SCORING, run["dag_run_id"], "ingest_flights") or {}
+        """Have the upstream system mend the deliveries that were refused; clear their runs and those that followed."""
+        runs = {str(run["logical_date"])[:10]: run for run in self.api.runs(SCORING)}
+        days = [day for day in sorted(runs) if _iso(first) <= day <= _iso(last)]
+        refused = [day for day in days if runs[day]["state"] == "failed"]
+        for day in refused:
+            delivery = self.api.xcom(SCORING, runs[day]["dag_run_id"], "ingest_flights") or {}
             if delivery.get("status") != "refused":
                 raise SystemExit(f"{day} failed, but not for its delivery: see {self.stack.airflow_url}/dags/{SCORING}")
-            say(f"{day} was refused; the upstream system delivers it again, the run is cleared")
+            say(f"{day} was refused; the upstream system delivers it again")
             self.upstream("fix", "--day", day)
-            self.api.clear(SCORING, run["dag_run_id"])
-        if refused:
-            days = {str(run["logical_date"])[:10] for run in refused}
-            time.sleep(2)
-            self.api.wait(SCORING, lambda run: str(run["logical_date"])[:10] in days, progress=say)
+        if not refused:
+            return
+        again = [day for day in days if day >= refused[0]]  # those after it have looked back on a gap
+        say(f"clearing {again[0]} to {again[-1]}")
+        for day in again:
+            self.api.clear(SCORING, runs[day]["dag_run_id"])
+        time.sleep(2)
+        self.api.wait(SCORING, lambda run: str(run["logical_date"])[:10] in again, progress=say)
 
     def scheduled(self) -> None:
         """Let the upstream system deliver the next days, a day at a time, and the scheduler do the rest."""

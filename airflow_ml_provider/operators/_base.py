@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import MlError, invalid
 from airflow_ml_provider.intervals import Grain, Interval
 from airflow_ml_provider.links import DataDocsLink, EvidenceLink, MlflowLink
-from airflow_ml_provider.operators._context import resolve_interval, run_info
+from airflow_ml_provider.operators._context import ENDED, resolve_interval, run_info, unfinished_predecessor
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.runtime import Runtime, resolve
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 OnRefusal = Literal["fail", "skip"]
 _POLL_S = 5.0
+_LOOK_S, _GRACE_S = 0.5, 15.0
+_LONGEST = timedelta(days=1)  # then a retry looks again whether that run is still there
 
 
 class StageOperator(BaseOperator):
@@ -37,10 +40,13 @@ class StageOperator(BaseOperator):
         grain: length of the window in runs that have no data interval and no partition key.
         mlflow_conn_id: connection to MLflow for the stages that use it; none takes the stage's own environment
             variables (`MLFLOW_TRACKING_URI`).
+        after_previous: wait until this task of the run before has ended, in whatever state: for stages that look at
+            earlier windows, so that runs at the same time give what one after the other would give. In runs without a
+            logical date there is no run before.
         on_refusal: what a refusal does to the task once its report is published: `fail` it (no retries) or `skip` it.
     """
 
-    template_fields: Sequence[str] = ("interval", "mlflow_conn_id")
+    template_fields: Sequence[str] = ("interval", "mlflow_conn_id", "after_previous")
     operator_extra_links = (MlflowLink(), DataDocsLink(), EvidenceLink())
     ui_color = "#dbe9f6"
     refusals: ClassVar[tuple[str, ...]] = ("fail", "skip")
@@ -53,6 +59,7 @@ class StageOperator(BaseOperator):
         interval: Interval | Mapping[str, Any] | str | None = None,
         grain: Grain = "day",
         mlflow_conn_id: str | None = "mlflow_default",
+        after_previous: bool | str = False,
         on_refusal: str = "fail",
         **kwargs: Any,
     ) -> None:
@@ -63,6 +70,7 @@ class StageOperator(BaseOperator):
         self.interval = interval
         self.grain = grain
         self.mlflow_conn_id = mlflow_conn_id
+        self.after_previous = after_previous
         self.on_refusal = on_refusal
         self.info: RunInfo | None = None
         self.result: Result | None = None
@@ -80,6 +88,12 @@ class StageOperator(BaseOperator):
         return None
 
     def execute(self, context: Context) -> Any:
+        if boolean(self.after_previous, "after_previous"):
+            self._wait_for_previous(context)
+        return self.go_on(context)
+
+    def go_on(self, context: Context, event: Mapping[str, Any] | None = None) -> Any:
+        """Wait for what the work needs, then do it."""
         self._wait(resolve_interval(context, self.grain, self.interval))
         return self.work(context)
 
@@ -106,6 +120,25 @@ class StageOperator(BaseOperator):
             raise
         self.publish(context, self.result, interval)
         return self.conclude(context, self.result)
+
+    def _wait_for_previous(self, context: Context) -> None:
+        """Wait for the same task of the run before: here for as long as two deferrals take, then in the triggerer."""
+        deadline = time.monotonic() + _GRACE_S
+        while (before := unfinished_predecessor(context)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+        if before is None:
+            return
+        run_id, runs = before
+        if not runs:  # a backfill that goes backwards; that run would wait for this one
+            self.log.warning("%s comes before this run and has not begun: %s goes on without it", run_id, self.task_id)
+            return
+        from airflow.providers.standard.triggers.external_task import WorkflowTrigger
+
+        self.log.info("waiting for %s of %s", self.task_id, run_id)
+        trigger = WorkflowTrigger(
+            self.dag_id, run_ids=[run_id], external_task_ids=[self.task_id], allowed_states=ENDED, poke_interval=_POLL_S
+        )
+        self.defer(trigger=trigger, method_name="go_on", timeout=_LONGEST)
 
     def _wait(self, interval: Interval) -> None:
         awaited = self.awaits(interval)

@@ -13,6 +13,9 @@ from airflow_ml_provider.provenance import Reason, RunInfo
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
+"""States of a task instance after which nothing of it runs."""
+
 _REASONS: dict[str, Reason] = {"scheduled": "schedule", "backfill": "backfill", "asset_triggered": "asset"}
 
 
@@ -66,6 +69,20 @@ def run_info(context: Context | Mapping[str, Any], interval: Interval) -> RunInf
         code_version=str(bundle.version) if bundle is not None and bundle.version else None,
         dag_version=str(dag_version) if dag_version else None,
     )
+
+
+def unfinished_predecessor(context: Context | Mapping[str, Any]) -> tuple[str, bool] | None:
+    """Return the run before this one, by logical date, whose task of this name has not ended: its id, and if it runs.
+
+    A run that does not run is queued. None when there is nothing to wait for.
+    """
+    ti = context["ti"]
+    before = ti.get_previous_dagrun()
+    if before is None or (state := str(getattr(before.state, "value", before.state))) not in ("queued", "running"):
+        return None
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[before.run_id])
+    ended = states.get(before.run_id, {}).get(ti.task_id) in ENDED
+    return None if ended else (str(before.run_id), state == "running")
 
 
 def _given(value: Any) -> Interval:

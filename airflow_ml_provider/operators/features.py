@@ -36,6 +36,7 @@ class FeaturesOperator(StageOperator):
         materialize: write the newest values to the online store; an older interval never overwrites a newer one.
         max_skew: highest share of compared online values that may differ from the offline ones, in [0, 1]; more is
             refused. By default none may.
+        after_previous: as in every stage, but by default on: what is known at t comes from earlier windows, too.
     """
 
     template_fields: Sequence[str] = (
@@ -53,9 +54,10 @@ class FeaturesOperator(StageOperator):
         features: Sequence[str] = (),
         materialize: bool = True,
         max_skew: float = 0.0,
+        after_previous: bool | str = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(after_previous=after_previous, **kwargs)
         _check(sources, spine)
         if not _templated(max_skew) and not 0 <= _number(max_skew, "max_skew") <= 1:
             raise invalid("max_skew", max_skew, "in [0, 1]", "give a fraction, not percent")

@@ -40,6 +40,7 @@ class MonitorOperator(StageOperator):
         retrain_asset: asset to update when training shall start; none leaves it at the result's `retrain`. It is
             updated through the asset alias `NAME-retrain`, so `name` cannot be a template then, and the task cannot be
             mapped.
+        after_previous: as in every stage, but by default on: the series is read from its beginning.
     """
 
     template_fields: Sequence[str] = (
@@ -62,9 +63,10 @@ class MonitorOperator(StageOperator):
         alias: str = "champion",
         policy: DriftPolicy | Mapping[str, Any] | None = None,
         retrain_asset: Asset | None = None,
+        after_previous: bool | str = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(after_previous=after_previous, **kwargs)
         if isinstance(policy, Mapping) and "{{" not in str(policy):
             codec.decode(DriftPolicy, policy, "policy")
         self.name = name

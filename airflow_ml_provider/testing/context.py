@@ -21,6 +21,16 @@ class FakeTaskInstance:
     dag_version_id: str | None = None
     bundle_instance: Any = None
     xcoms: dict[str, Any] = field(default_factory=dict)
+    previous: tuple[str, str | None] | None = None
+    """States of the run before this one and of its task of the same name; none when there is no run before."""
+
+    def get_previous_dagrun(self, state: str | None = None) -> Any:
+        """Return the run before, whatever `state` is."""
+        return self.previous and SimpleNamespace(run_id="previous", state=self.previous[0])
+
+    def get_task_states(self, **_: Any) -> dict[str, dict[str, str | None]]:
+        """Return the state of the task of the run before."""
+        return {"previous": {self.task_id: self.previous[1]}} if self.previous else {}
 
     def xcom_push(self, key: str, value: Any, **_: Any) -> None:
         """Keep a value."""
@@ -46,7 +56,7 @@ def context(
         partition_key: key of a partitioned run.
         params: the run's parameters.
         cleared: the run was cleared and runs again.
-        ids: `dag_id`, `task_id`, `run_id`, `map_index` of the task instance.
+        ids: `dag_id`, `task_id`, `run_id`, `map_index`, `previous` of the task instance.
     """
     from airflow.sdk.execution_time.context import OutletEventAccessors
 

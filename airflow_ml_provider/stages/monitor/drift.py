@@ -21,6 +21,7 @@ from airflow_ml_provider.stages.monitor.logic import Batch, ColumnDrift, Entry
 from airflow_ml_provider.stages.monitor.performance import Arrived
 from airflow_ml_provider.stages.monitor.sketch import Column, Numbers, Sketch, Texts, sketch_parquet
 from airflow_ml_provider.stages.monitor.spec import MonitorResult, MonitorSpec
+from airflow_ml_provider.stages.score.holders import who_scores
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,9 @@ def run(spec: MonitorSpec, info: RunInfo) -> MonitorResult:
     if interval is None:  # the spec makes sure of it
         raise DataError("monitor needs an interval")
     registry = Registry.from_env()
-    found = [registry.holder(name, spec.alias, at=interval.start) for name in spec.models]
-    holders = [holder for holder in found if holder is not None]
-    if not holders:
+    scored = tables.partition(spec.predictions, interval)
+    found, _ = who_scores(registry, spec.models, spec.alias, interval, scored)
+    if not found:
         return MonitorResult(
             status="skipped",
             reason=f"no model of {', '.join(spec.models)} held {spec.alias!r} at {interval.start.isoformat()}: there "
@@ -68,7 +69,7 @@ def run(spec: MonitorSpec, info: RunInfo) -> MonitorResult:
             inputs=(spec.dataset,),
         )
     work = Work(
-        spec, interval, holders, _reference(registry, holders), _current(spec, interval, registry, holders),
+        spec, interval, found, _reference(registry, found), _current(spec, scored, registry, found),
         performance.measure_arrived(spec.labels, spec.predictions, spec.key, interval, spec.policy),
     )  # fmt: skip
     columns = _judged(work)
@@ -103,7 +104,7 @@ def _reference(registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
     return merged
 
 
-def _current(spec: MonitorSpec, interval: Interval, registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
+def _current(spec: MonitorSpec, scored: Path, registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
     """Return the sketch of the rows that the holders are for, and of their scores."""
     place = tables.local_path(spec.dataset.uri)
     paths = sorted(place.glob("**/*.parquet")) if place.is_dir() else [place]
@@ -115,7 +116,6 @@ def _current(spec: MonitorSpec, interval: Interval, registry: Registry, holders:
         segments.add(identity)
         inputs = models.read_manifest(registry.fetch(holder)).inputs
         merged = merged.merge(sketch_parquet(paths, inputs, segment or None))
-    scored = tables.partition(spec.predictions, interval)
     if not scored.is_file():
         log.warning("there are no predictions at %s: the scores are not compared", scored)
         return merged

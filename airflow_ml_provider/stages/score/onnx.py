@@ -11,8 +11,9 @@ from airflow_ml_provider.exceptions import DataError, IntegrityError
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef
-from airflow_ml_provider.registry import Registry, journal
-from airflow_ml_provider.stages.score import logic, stream
+from airflow_ml_provider.registry import Registry
+from airflow_ml_provider.stages.score import logic
+from airflow_ml_provider.stages.score.holders import who_scores
 from airflow_ml_provider.stages.score.spec import ScoreResult, ScoreSpec
 from airflow_ml_provider.stages.score.stream import Counts, score_file
 
@@ -57,23 +58,10 @@ def run(spec: ScoreSpec, info: RunInfo) -> ScoreResult:
 def _choose(
     registry: Registry, spec: ScoreSpec, interval: Interval, target: Path
 ) -> tuple[list[ModelRef], dict[str, int]]:
-    """Return the versions that score, and by name the number of the journal's entry that says so (0: none does)."""
+    """Return the versions that score, and which entries of the journal say so."""
     if spec.version:
         return [registry.get(spec.models[0], spec.version)], {}
-    before = {} if spec.rescore else _before(target).get(spec.alias, {})
-    held = {
-        name: journal.held(registry.journal(name, spec.alias), interval.start, before.get(name)) for name in spec.models
-    }
-    chosen = [registry.held_by(name, entry) for name, entry in held.items() if entry]
-    return chosen, {name: entry.seq if entry else 0 for name, entry in held.items()}
-
-
-def _before(target: Path) -> dict[str, dict[str, int]]:
-    try:
-        return stream.ruled_by(target)
-    except DataError as error:
-        log.warning("the old predictions are replaced by what the journal says now: %s", error)
-        return {}
+    return who_scores(registry, spec.models, spec.alias, interval, target, anew=spec.rescore)
 
 
 def _source(dataset: DatasetRef, interval: Interval) -> Path:

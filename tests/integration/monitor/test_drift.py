@@ -15,6 +15,8 @@ import pytest
 
 pytest.importorskip("mlflow")
 
+import pyarrow.parquet as pq
+
 from airflow_ml_provider import codec, models, tables
 from airflow_ml_provider.exceptions import DataError
 from airflow_ml_provider.provenance import RunInfo
@@ -126,6 +128,18 @@ class TestReference:
         early, late = (run(store.spec(store.day(d)), info(store, d)) for d in (2, 3))
         assert [m["version"] for r in (early, late) for m in report_of(r)["reference"]["models"]] == ["1", "2"]
         assert [e["models"] for e in read_series(store.output, "late")] == [{"late": "1"}, {"late": "2"}]
+
+    def test_is_that_of_the_champion_that_has_scored_the_day(self, store):
+        """A later promotion, effective for a day that was scored by then, changes nothing about that day."""
+        first = store.champion()
+        spec = store.spec(store.day(0))
+        scored = tables.partition(spec.predictions, store.interval(0))
+        table = pq.read_table(scored)
+        told = {**(table.schema.metadata or {}), b"airflow_ml.ruled_by": b'{"champion":{"late":1}}'}
+        pq.write_table(table.replace_schema_metadata(told), scored)
+        store.champion(seed=5)
+        names = [m["digest"] for m in report_of(run(spec, info(store, 0)))["reference"]["models"]]
+        assert names == [first.digest]
 
     def test_segments_are_merged_and_others_left_out(self, store):
         store.champion("late_ewr", segment={"origin": "EWR"})

@@ -9,12 +9,15 @@ from typing import ClassVar
 
 import pytest
 from airflow.sdk import Asset
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
 from airflow_ml_provider.exceptions import DataError, SpecError, Unavailable
+from airflow_ml_provider.intervals import Interval
+from airflow_ml_provider.operators import _base
 from airflow_ml_provider.operators._base import StageOperator, summary
 from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.stages import Result, Spec
+from airflow_ml_provider.testing.context import context as fake_context
 
 DAY = datetime(2013, 1, 5, tzinfo=timezone.utc)
 ROWS = DatasetRef(name="rows", uri="/data/rows.parquet", digest="sha256:1", rows=3)
@@ -142,8 +145,6 @@ def test_summary_is_plain_json():
 
 
 def test_a_stage_that_waits_defers_and_goes_on_with_the_event(tmp_path):
-    from airflow.sdk.exceptions import TaskDeferred
-
     from airflow_ml_provider.stages.checks import LandingCheck
 
     class WaitingOperator(EchoOperator):
@@ -160,3 +161,53 @@ def test_a_stage_that_waits_defers_and_goes_on_with_the_event(tmp_path):
         operator.resume(context(), {"status": "error", "message": "source is a folder"})
     (tmp_path / "2013-01-05.csv").write_text("x\n")
     assert operator.execute(context())["status"] == "ok", "what is there already is not waited for"
+
+
+PREVIOUS = [
+    (None, False),  # there is no run before
+    (("queued", None), False),  # it waits for its turn, perhaps behind this one
+    (("queued", "success"), False),
+    (("failed", None), False),
+    (("running", "success"), False),
+    (("running", "upstream_failed"), False),
+    (("running", None), True),
+    (("running", "running"), True),
+    (("running", "deferred"), True),
+    (("running", "up_for_retry"), True),
+]
+
+
+@pytest.mark.parametrize(("previous", "waits"), PREVIOUS)
+def test_a_stage_that_looks_back_waits_for_the_run_before(monkeypatch, previous, waits):
+    monkeypatch.setattr(_base, "_GRACE_S", 0.0)
+    operator = make(after_previous=True)
+    ctx = fake_context(Interval.from_key("2013-01-05"), task_id="t", previous=previous)
+    if not waits:
+        assert operator.execute(ctx)["status"] == "ok"
+        return
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(ctx)
+    body = deferred.value.trigger.serialize()[1]
+    assert (body["run_ids"], body["external_task_ids"]) == (["previous"], ["t"])
+    assert getattr(operator, deferred.value.method_name)(ctx, {"status": "success"})["status"] == "ok"
+
+
+def test_a_short_wait_needs_no_triggerer(monkeypatch):
+    monkeypatch.setattr(_base, "_LOOK_S", 0.0)
+    ctx = fake_context(Interval.from_key("2013-01-05"), task_id="t", previous=("running", "running"))
+    states = iter(["running", "running", "success"])
+    monkeypatch.setattr(ctx["ti"], "get_task_states", lambda **_: {"previous": {"t": next(states)}})
+    assert make(after_previous=True).execute(ctx)["status"] == "ok"
+    assert list(states) == []
+
+
+def test_a_run_before_that_does_not_begin_is_not_waited_for_and_told(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(_base, "_GRACE_S", 0.0)
+    ctx = fake_context(Interval.from_key("2013-01-05"), task_id="t", previous=("queued", None))
+    assert make(after_previous=True).execute(ctx)["status"] == "ok"
+    assert "previous comes before this run and has not begun: t goes on without it" in capsys.readouterr().out + caplog.text
+
+
+def test_by_default_runs_at_the_same_time_do_not_wait():
+    ctx = fake_context(Interval.from_key("2013-01-05"), task_id="t", previous=("running", "running"))
+    assert make().execute(ctx)["status"] == "ok"
