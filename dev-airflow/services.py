@@ -27,6 +27,7 @@ class Services:
         self.state = state
         self.folder = state / "services"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._own: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: list[str], env: Mapping[str, str], *, of: str = "") -> bool:
         """Start a process that is made of `of`; return whether it had to be started.
@@ -42,6 +43,7 @@ class Services:
                 command, env=dict(env), cwd=self.state, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        self._own[name] = process
         record = {"pid": process.pid, "started": _start_time(process.pid), "of": of}
         (self.folder / f"{name}.json").write_text(json.dumps(record))
         return True
@@ -67,6 +69,8 @@ class Services:
                 members = _session(record["pid"])
             if not members:
                 break
+        if process := self._own.pop(name, None):
+            process.wait()
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def names(self) -> list[str]:
