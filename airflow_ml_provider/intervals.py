@@ -39,12 +39,18 @@ class Interval:
 
     @classmethod
     def of(cls, start: datetime, end: datetime) -> Interval:
-        """Return the interval with the key of the finest grain that names its start without loss.
+        """Return the interval: that of the calendar if it is an hour, a day or a month, else named after its start.
 
         >>> Interval.of(datetime(2013, 1, 5, tzinfo=timezone.utc), datetime(2013, 1, 6, tzinfo=timezone.utc)).key
         '2013-01-05'
+        >>> Interval.of(datetime(2013, 1, 1, tzinfo=timezone.utc), datetime(2013, 2, 1, tzinfo=timezone.utc)).key
+        '2013-01'
         """
-        start = _utc(start)
+        start, end = _utc(start), _utc(end)
+        grains: tuple[Grain, ...] = ("hour", "day", "month")
+        for calendar in (cls.of_grain(start, grain) for grain in grains):
+            if (calendar.start, calendar.end) == (start, end):
+                return calendar
         if (start.hour, start.minute, start.second, start.microsecond) == (0, 0, 0, 0):
             return cls(start, end, start.strftime(_FORMAT["day"]))
         if (start.minute, start.second, start.microsecond) == (0, 0, 0):

@@ -205,7 +205,10 @@ def test_a_run_before_that_does_not_begin_is_not_waited_for_and_told(monkeypatch
     monkeypatch.setattr(_base, "_GRACE_S", 0.0)
     ctx = fake_context(Interval.from_key("2013-01-05"), task_id="t", previous=("queued", None))
     assert make(after_previous=True).execute(ctx)["status"] == "ok"
-    assert "previous comes before this run and has not begun: t goes on without it" in capsys.readouterr().out + caplog.text
+    assert (
+        "previous comes before this run and has not begun: t goes on without it"
+        in capsys.readouterr().out + caplog.text
+    )
 
 
 def test_by_default_runs_at_the_same_time_do_not_wait():
