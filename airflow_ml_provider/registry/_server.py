@@ -18,6 +18,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # its own handler writes to stderr, which Airflow shows as errors
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")

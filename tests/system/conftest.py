@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ config = load_config(Path(__file__).parent / "flight_delay" / "pipeline.yaml")
 strict = replace(config.training, gate="strict.yaml", candidates=config.training.candidates[:1])
 training_dag(replace(config, training=strict), "flight_delay_strict")
 """
+# Smaller pipelines: two scheduled days, no scheduled training, quick candidates, quick retries.
+FLIGHTS = {
+    'start: 2013-01-31, end: "${ML_LAST_DAY:-2013-02-04T00:00:00Z}"': "start: 2013-01-08, end: 2013-01-09",
+    'TUE", start: 2013-01-29, end: 2013-01-29': 'TUE", start: 2030-01-01, end: 2030-01-01',
+    "split: {test_s: 259200, gap_s: 21600}": "split: {test_s: 172800, gap_s: 21600}",
+    "launch: {processes: 2}": "params: {epochs: 2}, launch: {processes: 2}",
+    "operations:\n": "operations:\n  retry_delay_s: 1\n  max_retry_delay_s: 5\n",
+}
+SEATTLE = {
+    '1 * *", start: 2015-01-01, end: 2015-06-01': '1 * *", start: 2030-01-01, end: 2030-01-01',
+    '1 */6 *", start: 2015-01-01, end: 2015-01-01': '1 */6 *", start: 2030-01-01, end: 2030-01-01',
+    "operations: {": "operations: {retry_delay_s: 1, max_retry_delay_s: 5, ",
+}
 
 
 class Flights:
@@ -98,7 +112,8 @@ def flights(tmp_path_factory):
     (dags / "flight_delay" / "gate.yaml").write_text(LENIENT)
     (dags / "flight_delay" / "strict.yaml").write_text(STRICT)
     (dags / "flight_delay_strict.py").write_text(STRICT_DAG)
-    _patch(dags / "flight_delay" / "pipeline.yaml")
+    _patch(dags / "flight_delay" / "pipeline.yaml", FLIGHTS)
+    _patch(dags / "seattle_rain" / "pipeline.yaml", SEATTLE)
     stack = Stack(state / "stack", dags=dags, ports=(0, 0), parallelism=3)
     try:
         stack.start(lambda text: None)
@@ -121,16 +136,9 @@ def flights(tmp_path_factory):
         stack.stop(lambda text: None)
 
 
-def _patch(config: Path) -> None:
-    """Make the pipeline smaller: two scheduled days, no scheduled training, quick candidates, quick retries."""
+def _patch(config: Path, changes: Mapping[str, str]) -> None:
     text = config.read_text()
-    for old, new in (
-        ('start: 2013-01-31, end: "${ML_LAST_DAY:-2013-02-04T00:00:00Z}"', "start: 2013-01-08, end: 2013-01-09"),
-        ('TUE", start: 2013-01-29, end: 2013-01-29', 'TUE", start: 2030-01-01, end: 2030-01-01'),
-        ("split: {test_s: 259200, gap_s: 21600}", "split: {test_s: 172800, gap_s: 21600}"),
-        ("launch: {processes: 2}", "params: {epochs: 2}, launch: {processes: 2}"),
-        ("operations:\n", "operations:\n  retry_delay_s: 1\n  max_retry_delay_s: 5\n"),
-    ):
+    for old, new in changes.items():
         assert old in text, old
         text = text.replace(old, new)
     config.write_text(text)
