@@ -29,7 +29,9 @@ def load_config(path: str | Path, **overrides: Any) -> PipelineConfig:
 
     file = Path(path)
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        # The loader in C is ten times as fast, and this runs at every parse of the DAG file.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        data = yaml.load(file.read_text(encoding="utf-8"), loader)  # noqa: S506
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f"configuration {file} cannot be read: {error}") from error
     if not isinstance(data, Mapping):

@@ -10,12 +10,14 @@ import linecache
 import textwrap
 from collections.abc import Iterator, Mapping
 from types import CodeType
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
-from airflow_ml_provider.stages.train.run import Run
 from airflow_ml_provider.stages.train.spec import Function
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.train.run import Run
 
 
 def extract(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Function:
