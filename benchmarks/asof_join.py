@@ -3,7 +3,7 @@
     python benchmarks/asof_join.py [--rows 1000000] [--labels 100000] [--plans "one pass" "join and rank" feast]
 
 Two histories: sparse (10 feature rows for each entity) and dense (2,000). Every plan runs in a process of its own; time
-and memory are those of the process, reading and writing Parquet included. All plans must agree.
+and memory are those of the process, reading and writing Parquet included, medians of three. All plans must agree.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from airflow_ml_provider import tables
 from airflow_ml_provider.stages.features import asof
@@ -96,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--labels", type=int, default=100_000)
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=PLANS)
     parser.add_argument("--densities", nargs="+", type=int, default=[10, 2000])
     parser.add_argument("--run", nargs=2, metavar=("PLAN", "FOLDER"), help=argparse.SUPPRESS)
@@ -113,12 +115,13 @@ def main() -> None:
             done = []
             for plan in args.plans:
                 command = [sys.executable, __file__, "--run", plan, name]
-                reply = subprocess.run(command, capture_output=True, text=True)
-                if reply.returncode:
-                    print(f"| {density} | {plan} | failed: {reply.stderr.strip().splitlines()[-1][:80]} | |")
+                replies = [subprocess.run(command, capture_output=True, text=True) for _ in range(args.repeat)]
+                if failed := [reply for reply in replies if reply.returncode]:
+                    print(f"| {density} | {plan} | failed: {failed[0].stderr.strip().splitlines()[-1][:80]} | |")
                     continue
-                found = json.loads(reply.stdout.strip().splitlines()[-1])
-                print(f"| {density} | {plan} | {found['seconds']} | {found['mib']} |", flush=True)
+                found = [json.loads(reply.stdout.strip().splitlines()[-1]) for reply in replies]
+                seconds, mib = (median(one[what] for one in found) for what in ("seconds", "mib"))
+                print(f"| {density} | {plan} | {seconds} | {mib} |", flush=True)
                 done.append(tables.quote(str(folder / f"{plan}.parquet")))
             for other in done[1:]:
                 both = f"FROM {done[0]} a FULL JOIN {other} b USING (row)"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import report
 from airflow_api import AirflowApi
-from services import REPO, Stack
+from services import BIN, REPO, Stack
 
 SCORING, TRAINING, ROLLBACK = "flight_delay_scoring", "flight_delay_training", "flight_delay_rollback"
 # Days that are backfilled, and the week whose training follows them: (first day, last day, first day of the week).
@@ -41,10 +42,15 @@ def main() -> None:
     up.add_argument("--no-wait", action="store_true", help="start the servers and return")
     down = commands.add_parser("down")
     down.add_argument("--purge", action="store_true", help="also delete everything that was written")
-    for command in (up, down):
+    airflow = commands.add_parser("airflow", help="Airflow's command line in this environment")
+    for command in (up, down, airflow):
         command.add_argument("--state", type=Path, required=True)
-    args = parser.parse_args()
+    args, further = parser.parse_known_args()
+    if further and args.command != "airflow":
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
     stack = Stack(args.state, dags=REPO / "dags")
+    if args.command == "airflow":
+        os.execve(BIN / "airflow", ["airflow", *further], stack.environment())
     if args.command == "down":
         stack.stop(say)
         if args.purge:

@@ -12,7 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = {
     "airflow_cost": ("--repeat", "1"),
-    "asof_join": ("--rows", "20000", "--labels", "2000", "--densities", "10"),
+    "asof_join": ("--rows", "20000", "--labels", "2000", "--densities", "10", "--repeat", "1"),
     "drift": ("--rows", "20000"),
     "score": ("--rows", "20000", "--repeat", "1"),
     "slices": ("--rows", "20000", "--resamples", "20"),
