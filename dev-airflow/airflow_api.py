@@ -97,16 +97,17 @@ class AirflowApi:
 
         SQLite has one writer and no row locks: Airflow answers 503 while the scheduler writes, and a scheduler that
         takes up runs that are still being created dies. So the DAG is paused for that moment, and 503 is asked again.
+        So is 409: the scheduler looks only every half minute whether the backfill before this one has ended.
         """
         self.pause(dag_id, True)
         time.sleep(1)
         body = {"dag_id": dag_id, "from_date": start, "to_date": end, "max_active_runs": parallel}
-        for pause in (1, 2, 5, 10, 20, None):
+        for pause in (1, 2, 5, 10, 20, 30, None):
             try:
                 self.call("POST", "backfills", {**body, "dag_run_conf": conf or {}, "reprocess_behavior": "none"})
                 break
             except RuntimeError as error:
-                if ": 503 " not in str(error) or pause is None:
+                if pause is None or not any(f": {code} " in str(error) for code in (409, 503)):
                     raise
                 time.sleep(pause)
         self.pause(dag_id, False)

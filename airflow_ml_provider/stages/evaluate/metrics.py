@@ -73,6 +73,13 @@ def better(name: str, a: float, b: float) -> bool:
     return a > b if metric(name).higher_is_better else a < b
 
 
+def descending(labels: Any, scores: Any) -> Any:
+    """Return the order of rows in `Rows`: by score, equal ones by label, since sums of floats depend on their order."""
+    import numpy as np
+
+    return np.lexsort((labels, -scores))
+
+
 @dataclass(frozen=True)
 class Rows:
     """Labels and scores of some rows, in descending order of score.
@@ -89,12 +96,12 @@ class Rows:
 
     @classmethod
     def of(cls, labels: Any, scores: Any) -> Rows:
-        """Return rows in any order as `Rows`."""
+        """Return rows in any order as `Rows`; equal rows in another order give equal bits."""
         import numpy as np
 
-        scores = np.asarray(scores, np.float64)
-        order = np.argsort(-scores, kind="stable")
-        scores, labels = scores[order], np.asarray(labels, np.float64)[order]
+        scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+        order = descending(labels, scores)
+        scores, labels = scores[order], labels[order]
         clipped = np.clip(scores, _CLIP, 1 - _CLIP)
         return cls(labels, scores, -np.log(np.where(labels > 0, clipped, 1 - clipped)))
 
@@ -191,7 +198,10 @@ class Cells:
 
     @classmethod
     def of(cls, rows: Rows, threshold: float) -> Cells:
-        """Cut rows into bins of about equal size; reliability bins and the threshold begin bins of their own."""
+        """Cut rows into bins of about equal size; reliability bins and the threshold begin bins of their own.
+
+        Rows of equal scores share a bin.
+        """
         import numpy as np
 
         n = len(rows)
@@ -200,7 +210,9 @@ class Cells:
         # Rows at an edge belong to the bin above it, and the order is descending.
         at_edges = np.searchsorted(-rows.scores, -edges, side="right")
         at_threshold = np.searchsorted(-rows.scores, -threshold, side="right")
-        cuts = np.unique(np.concatenate(([0], np.arange(bins) * n // bins, at_edges, [at_threshold])))
+        even = rows.scores[np.arange(bins) * n // bins]
+        at_even = np.searchsorted(-rows.scores, -even, side="left")
+        cuts = np.unique(np.concatenate(([0], at_even, at_edges, [at_threshold])))
         cuts = cuts[cuts < n]
         positive = rows.labels > 0
 

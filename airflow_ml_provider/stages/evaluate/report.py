@@ -14,7 +14,7 @@ from airflow_ml_provider import codec, models, tables
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ReportRef
 from airflow_ml_provider.stages.evaluate import logic, page, parquet, slices
-from airflow_ml_provider.stages.evaluate.metrics import Rows, calibration, estimate
+from airflow_ml_provider.stages.evaluate.metrics import Rows, calibration, descending, estimate
 from airflow_ml_provider.stages.evaluate.parquet import Scored
 from airflow_ml_provider.stages.evaluate.spec import EvaluateResult, EvaluateSpec
 
@@ -62,11 +62,9 @@ def _folder(spec: EvaluateSpec) -> Path:
 def _report(
     spec: EvaluateSpec, package: Path, scored: Scored, predictions: DatasetRef, window: tuple[datetime, datetime]
 ) -> dict[str, Any]:
-    import numpy as np
-
     labels, scores = scored.values("label"), scored.values("score")
-    order = np.argsort(-scores, kind="stable")
-    rows = Rows.of(labels[order], scores[order])
+    order = descending(labels, scores)
+    rows = Rows.of(labels, scores)
     point = _operating_point(spec, package)
     judged = _slices(spec, scored, rows, order, point["threshold"])
     overall = estimate(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from airflow_ml_provider.stages.evaluate.metrics import Cells, Rows, from_cells, measure
+from airflow_ml_provider.stages.evaluate.metrics import Cells, Rows, descending, from_cells, measure
 from airflow_ml_provider.stages.gate.logic import signed_gain
 
 _CHUNK = 100
@@ -83,7 +83,7 @@ def _cell_of_row(cells: Cells, scores: Any, labels: Any) -> Any:
     """Return per row, in the original order, the index of its cell: bin * 2 + label."""
     import numpy as np
 
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")  # as `Rows.of` sorts
+    order = descending(labels, np.asarray(scores, np.float64))
     sizes = cells.counts.sum(axis=1).astype(np.int64)
     bins = np.empty(len(labels), np.int64)
     bins[order] = np.repeat(np.arange(len(sizes)), sizes)
