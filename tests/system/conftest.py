@@ -35,6 +35,20 @@ config = load_config(Path(__file__).parent / "flight_delay" / "pipeline.yaml")
 strict = replace(config.training, gate="strict.yaml", candidates=config.training.candidates[:1])
 training_dag(replace(config, training=strict), "flight_delay_strict")
 """
+ORDERED_DAG = """\
+# An Airflow DAG whose windows are worked off one after the other.
+import os
+from datetime import datetime, timezone
+from airflow.sdk import DAG, CronDataIntervalTimetable
+from airflow_ml_provider import IngestOperator
+
+DAYS = {"start_date": datetime(2013, 1, 1, tzinfo=timezone.utc), "end_date": datetime(2013, 1, 2, tzinfo=timezone.utc)}
+with DAG("ordered", schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UTC"), catchup=False, **DAYS):
+    IngestOperator(
+        task_id="ingest", name="rows", source=os.environ["ML_LANDING"] + "/ordered_{partition}.csv",
+        target=os.environ["ML_STORE"] + "/ordered", columns={"id": "int"}, wait_s=600, after_previous=True,
+    )
+"""
 # Smaller pipelines: two scheduled days, no scheduled training, quick candidates, quick retries.
 FLIGHTS = {
     'start: 2013-01-31, end: "${ML_LAST_DAY:-2013-02-04T00:00:00Z}"': "start: 2013-01-08, end: 2013-01-09",
@@ -112,6 +126,7 @@ def flights(tmp_path_factory):
     (dags / "flight_delay" / "gate.yaml").write_text(LENIENT)
     (dags / "flight_delay" / "strict.yaml").write_text(STRICT)
     (dags / "flight_delay_strict.py").write_text(STRICT_DAG)
+    (dags / "ordered.py").write_text(ORDERED_DAG)
     _patch(dags / "flight_delay" / "pipeline.yaml", FLIGHTS)
     _patch(dags / "seattle_rain" / "pipeline.yaml", SEATTLE)
     stack = Stack(state / "stack", dags=dags, ports=(0, 0), parallelism=3)
@@ -124,6 +139,7 @@ def flights(tmp_path_factory):
                 found.TRAINING,
                 found.ROLLBACK,
                 found.STRICT,
+                "ordered",
                 "seattle_rain_scoring",
                 "seattle_rain_training",
             ]

@@ -98,7 +98,7 @@ class NumberScan:
             finite = values[np.isfinite(values)]
         if len(finite):
             self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # what has no finite sum is told so by its sum
                 self.total += float(finite.sum(dtype=np.float64))
         self._count(codes_of(values))
 
