@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Literal
+from typing import Literal, Optional
 
 from airflow_ml_provider.exceptions import invalid
 
 Grain = Literal["hour", "day", "week", "month"]
 
-_FORMAT = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
+_FORMAT = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
 _SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]*\Z")
+_BETWEEN = "--"
+# What Airflow's timetables and partition mappers write beside days, hours and months.
+_WEEK = re.compile(r"(\d{4}-\d{2}-\d{2}) \(W\d{2}\)\Z")
+_QUARTER = re.compile(r"(\d{4})-Q([1-4])\Z")
+_YEAR = re.compile(r"\d{4}\Z")
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,19 @@ class Interval:
 
     @classmethod
     def of(cls, start: datetime, end: datetime) -> Interval:
-        """Return the interval: that of the calendar if it is an hour, a day or a month, else named after its start.
+        """Return the interval. Its key is that of the calendar for an hour, a day or a month, else `START--END`.
 
         >>> Interval.of(datetime(2013, 1, 5, tzinfo=timezone.utc), datetime(2013, 1, 6, tzinfo=timezone.utc)).key
         '2013-01-05'
-        >>> Interval.of(datetime(2013, 1, 1, tzinfo=timezone.utc), datetime(2013, 2, 1, tzinfo=timezone.utc)).key
-        '2013-01'
+        >>> Interval.of(datetime(2013, 1, 7, tzinfo=timezone.utc), datetime(2013, 1, 14, tzinfo=timezone.utc)).key
+        '2013-01-07--2013-01-14'
         """
         start, end = _utc(start), _utc(end)
         grains: tuple[Grain, ...] = ("hour", "day", "month")
         for calendar in (cls.of_grain(start, grain) for grain in grains):
             if (calendar.start, calendar.end) == (start, end):
                 return calendar
-        if (start.hour, start.minute, start.second, start.microsecond) == (0, 0, 0, 0):
-            return cls(start, end, start.strftime(_FORMAT["day"]))
-        if (start.minute, start.second, start.microsecond) == (0, 0, 0):
-            return cls(start, end, start.strftime(_FORMAT["hour"]))
-        return cls(start, end, start.strftime("%Y-%m-%dT%H%M%S" + (".%f" if start.microsecond else "")))
+        return cls(start, end, _BETWEEN.join(map(_short, (start, end))))
 
     @classmethod
     def of_grain(cls, moment: datetime, grain: Grain) -> Interval:
@@ -73,37 +74,93 @@ class Interval:
             end = start + timedelta(days=1)
         elif grain == "week":
             start -= timedelta(days=start.weekday())
-            end = start + timedelta(days=7)
+            return cls.of(start, start + timedelta(days=7))
         elif grain == "month":
             start = start.replace(day=1)
-            end = (start + timedelta(days=32)).replace(day=1)
+            end = _month_after(start)
         else:
-            raise invalid("grain", grain, f"one of {', '.join(_FORMAT)}")
+            raise invalid("grain", grain, "one of hour, day, week, month")
         return cls(start, end, start.strftime(_FORMAT[grain]))
 
     @classmethod
-    def from_key(cls, key: str) -> Interval:
-        """Return the interval that a partition key names: `2013-01-05`, `2013-01-05T03` or `2013-01`.
+    def from_key(cls, key: str, grain: Optional[Grain] = None) -> Interval:
+        """Return the interval that a partition key names; the inverse of `of` and `of_grain`.
 
-        A timestamp such as `2013-01-05T00:00:00` names the day or hour that it begins.
+        Also read is what Airflow's timetables and partition mappers write: `2013-01-07 (W02)`, `2013-Q1`, `2013`, and
+        a full timestamp such as `2013-01-05T00:00:00`, which says only when a window begins.
+
+        Parameters:
+            grain: length of a window of which the key says only when it begins, if one of this grain begins then. By
+                default that is a day for midnight and an hour for other full hours.
 
         Raises:
             SpecError: the key has none of these forms.
         """
         text = key.strip()
-        full = re.match(r"(\d{4}-\d{2}-\d{2})T(\d{2}):00(?::00)?(?:Z|\+00:00)?\Z", text)
-        if full:
-            text = full.group(1) if full.group(2) == "00" else f"{full.group(1)}T{full.group(2)}"
-        for grain in ("day", "hour", "month"):
+        first, between, last = text.partition(_BETWEEN)
+        if between and None not in (bounds := [_moment(first), _moment(last)]):
+            return cls.of(*bounds)  # type: ignore[arg-type]
+        if week := _WEEK.match(text):
+            text, grain = week.group(1), "week"
+        if quarter := _QUARTER.match(text):
+            start = datetime(int(quarter.group(1)), 3 * int(quarter.group(2)) - 2, 1, tzinfo=timezone.utc)
+            return cls.of(start, _month_after(_month_after(_month_after(start))))
+        if _YEAR.match(text) and text > "0000":
+            start = datetime(int(text), 1, 1, tzinfo=timezone.utc)
+            return cls.of(start, start.replace(year=start.year + 1))
+        if ":" in text and (stamp := _timestamp(text)):
+            return cls._beginning(key, stamp, grain)
+        for own in ("day", "hour", "month"):
             try:
-                moment = datetime.strptime(text, _FORMAT[grain]).replace(tzinfo=timezone.utc)
+                moment = datetime.strptime(text, _FORMAT[own]).replace(tzinfo=timezone.utc)
             except ValueError:
                 continue
-            return cls.of_grain(moment, grain)  # type: ignore[arg-type]
-        raise invalid("partition key", key, "YYYY-MM-DD, YYYY-MM-DDTHH or YYYY-MM")
+            return cls._beginning(key, moment, grain) if own == "day" else cls.of_grain(moment, own)  # type: ignore[arg-type]
+        raise invalid("partition key", key, _FORMS)
+
+    @classmethod
+    def _beginning(cls, key: str, moment: datetime, grain: Optional[Grain]) -> Interval:
+        """Return the window that begins at a moment: of `grain` if one does, else the day or the hour."""
+        grains: tuple[Optional[Grain], ...] = (grain, "day", "hour")
+        for one in grains:
+            if one and (found := cls.of_grain(moment, one)).start == moment:
+                return found
+        raise invalid("partition key", key, _FORMS, "give the operator its interval")
 
     def __contains__(self, moment: datetime) -> bool:
         return self.start <= moment < self.end
+
+
+_FORMS = "YYYY-MM-DD, YYYY-MM-DDTHH, YYYY-MM, START--END, or a full hour"
+
+
+def _short(moment: datetime) -> str:
+    """Return a moment as it stands in a key: no longer than it has to be."""
+    if (moment.minute, moment.second, moment.microsecond) != (0, 0, 0):
+        return moment.strftime("%Y-%m-%dT%H%M%S" + (".%f" if moment.microsecond else ""))
+    return moment.strftime(_FORMAT["hour" if moment.hour else "day"])
+
+
+def _moment(text: str) -> Optional[datetime]:
+    """Return the moment that `_short` wrote, if it is one."""
+    for form in (_FORMAT["day"], _FORMAT["hour"], "%Y-%m-%dT%H%M%S", "%Y-%m-%dT%H%M%S.%f"):
+        try:
+            return datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+        except ValueError:
+            continue
+    return None
+
+
+def _timestamp(text: str) -> Optional[datetime]:
+    try:
+        stamp = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return stamp.astimezone(timezone.utc) if stamp.tzinfo else stamp.replace(tzinfo=timezone.utc)
+
+
+def _month_after(start: datetime) -> datetime:
+    return (start + timedelta(days=32)).replace(day=1)
 
 
 def _utc(moment: datetime) -> datetime:

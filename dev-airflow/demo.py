@@ -42,15 +42,10 @@ def main() -> None:
     up.add_argument("--no-wait", action="store_true", help="start the servers and return")
     down = commands.add_parser("down")
     down.add_argument("--purge", action="store_true", help="also delete everything that was written")
-    airflow = commands.add_parser("airflow", help="Airflow's command line in this environment")
-    for command in (up, down, airflow):
+    for command in (up, down):
         command.add_argument("--state", type=Path, required=True)
-    args, further = parser.parse_known_args()
-    if further and args.command != "airflow":
-        parser.error(f"unrecognized arguments: {' '.join(further)}")
+    args = parser.parse_args()
     stack = Stack(args.state, dags=REPO / "dags")
-    if args.command == "airflow":
-        os.execve(BIN / "airflow", ["airflow", *further], stack.environment())
     if args.command == "down":
         stack.stop(say)
         if args.purge:
@@ -152,5 +147,12 @@ def _iso(day: date) -> str:
     return day.isoformat()
 
 
+def airflow(state: str, *command: str) -> None:
+    """Become Airflow's command line in the environment of `state`; its options are its own."""
+    os.execve(BIN / "airflow", ["airflow", *command], Stack(Path(state), dags=REPO / "dags").environment())
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["airflow"]:
+        airflow(*sys.argv[2:])
     main()

@@ -39,10 +39,11 @@ def doctor(args: Namespace) -> None:
     """Print which stages can run in which Python, and which connections answer."""
     from airflow_ml_provider.cli import doctor as examine
 
-    rows = examine.libraries(args.python, args.stage)
-    rows += examine.connections(args.conn_id)
+    asked = bool(args.stage or args.conn_id)
+    rows = examine.libraries(args.python, args.stage) if args.stage or not asked else []
+    rows += examine.connections(args.conn_id) if args.conn_id or not asked else []
     _show(rows, args.output)
-    if (args.stage or args.conn_id) and any(row["state"] != "ok" for row in rows):
+    if asked and any(row["state"] != "ok" for row in rows):
         raise SystemExit(1)
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_ml_provider.exceptions import MlError, SpecError, unknown_name
@@ -61,12 +61,17 @@ def _draft(cls: type[Spec], settings: Mapping[str, Any]) -> Spec:
     return spec
 
 
-def libraries(pythons: Iterable[str], stages: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Return one row per Python and stage: complete, or what is missing and the line that installs it."""
+def libraries(pythons: Sequence[str], stages: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Return one row per Python and stage: complete, or what is missing and the line that installs it.
+
+    Parameters:
+        pythons: those to look at; by default the one that runs this.
+        stages: those to look at; by default all.
+    """
     wanted = requirements(stages)
     modules = {module: package for needs in wanted.values() for module, package in needs.items()}
     rows = []
-    for python in (sys.executable, *pythons):
+    for python in pythons or (sys.executable,):
         version, found = _look(python, modules)
         for stage, needs in wanted.items():
             missing = [package for module, package in needs.items() if module not in found]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import MlError, invalid
 from airflow_ml_provider.intervals import Grain, Interval
 from airflow_ml_provider.links import DataDocsLink, EvidenceLink, MlflowLink
-from airflow_ml_provider.operators._context import ENDED, resolve_interval, run_info, unfinished_predecessor
+from airflow_ml_provider.operators._context import resolve_interval, run_info, unfinished_predecessor
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.runtime import Runtime, resolve
 
@@ -88,14 +89,16 @@ class StageOperator(BaseOperator):
         return None
 
     def execute(self, context: Context) -> Any:
-        if boolean(self.after_previous, "after_previous"):
-            self._wait_for_previous(context)
-        return self.go_on(context)
+        with _verdicts():
+            if boolean(self.after_previous, "after_previous"):
+                self._wait_for_previous(context)
+            return self.go_on(context)
 
     def go_on(self, context: Context, event: Mapping[str, Any] | None = None) -> Any:
         """Wait for what the work needs, then do it."""
-        self._wait(resolve_interval(context, self.grain, self.interval))
-        return self.work(context)
+        with _verdicts():
+            self._wait(resolve_interval(context, self.grain, self.interval))
+            return self.work(context)
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on once the trigger has seen what the task waited for.
@@ -105,19 +108,15 @@ class StageOperator(BaseOperator):
         """
         if event["status"] == "error":
             raise AirflowFailException(event["message"])
-        return self.work(context)
+        with _verdicts():
+            return self.work(context)
 
     def work(self, context: Context) -> Any:
         """Run the stage, publish its result, and return the XCom value."""
         interval = resolve_interval(context, self.grain, self.interval)
         self.info = run_info(context, interval)
-        try:
-            spec = self.build_spec(interval, context)
-            self.result = self._active.call(spec, self.info, self.environment())
-        except MlError as error:
-            if error.verdict == "terminal":
-                raise AirflowFailException(str(error)) from error
-            raise
+        spec = self.build_spec(interval, context)
+        self.result = self._active.call(spec, self.info, self.environment())
         self.publish(context, self.result, interval)
         return self.conclude(context, self.result)
 
@@ -132,12 +131,10 @@ class StageOperator(BaseOperator):
         if not runs:  # a backfill that goes backwards; that run would wait for this one
             self.log.warning("%s comes before this run and has not begun: %s goes on without it", run_id, self.task_id)
             return
-        from airflow.providers.standard.triggers.external_task import WorkflowTrigger
+        from airflow_ml_provider.triggers.previous import PreviousRunTrigger
 
         self.log.info("waiting for %s of %s", self.task_id, run_id)
-        trigger = WorkflowTrigger(
-            self.dag_id, run_ids=[run_id], external_task_ids=[self.task_id], allowed_states=ENDED, poke_interval=_POLL_S
-        )
+        trigger = PreviousRunTrigger(self.dag_id, run_id, self.task_id, _POLL_S)
         self.defer(trigger=trigger, method_name="go_on", timeout=_LONGEST)
 
     def _wait(self, interval: Interval) -> None:
@@ -202,11 +199,27 @@ class StageOperator(BaseOperator):
     get_openlineage_facets_on_failure = get_openlineage_facets_on_complete
 
 
+@contextmanager
+def _verdicts() -> Iterator[None]:
+    """Let errors that another try cannot mend fail the task without one."""
+    try:
+        yield
+    except MlError as error:
+        if error.verdict == "terminal":
+            raise AirflowFailException(str(error)) from error
+        raise
+
+
 def summary(result: Result) -> dict[str, Any]:
     """Return a result as it goes into XCom: plain JSON, refs and small numbers, no facets."""
     body: dict[str, Any] = codec.encode(result)
     body.pop("facets")
     return body
+
+
+def names(value: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return names that were given as a list, or one that was given alone; nothing is none."""
+    return (value,) if isinstance(value, str) and value else tuple(value or ())
 
 
 def boolean(value: Any, what: str) -> bool:

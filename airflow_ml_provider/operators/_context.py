@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.intervals import Grain, Interval
 from airflow_ml_provider.provenance import Reason, RunInfo
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
-"""States of a task instance after which nothing of it runs."""
 
 _REASONS: dict[str, Reason] = {"scheduled": "schedule", "backfill": "backfill", "asset_triggered": "asset"}
 
@@ -23,9 +20,10 @@ def resolve_interval(context: Context | Mapping[str, Any], grain: Grain, given: 
     """Return the window of data that a run is about; every kind of run has one.
 
     The first of these that exists: the operator's own `interval`; the run's parameters `interval_start` and
-    `interval_end`; the partition key; a data interval that is not empty; the interval in the extra of the newest
-    triggering asset event; the last complete `grain` before the logical date, or before `run_after` without one.
-    (`@daily` has an empty data interval in Airflow 3: its run at midnight is about the day before.)
+    `interval_end`; the partition key (one that says only when a window begins means a window of `grain`); a data
+    interval that is not empty; the interval in the extra of the newest triggering asset event; the last complete
+    `grain` before the logical date, or before `run_after` without one. (`@daily` has an empty data interval in
+    Airflow 3: its run at midnight is about the day before.)
 
     Raises:
         SpecError: one of them exists but is not a window of time.
@@ -34,11 +32,11 @@ def resolve_interval(context: Context | Mapping[str, Any], grain: Grain, given: 
     if given:
         return _given(given)
     params = ctx.get("params") or {}
-    if params.get("interval_start") and params.get("interval_end"):
-        return Interval.of(_moment(params["interval_start"]), _moment(params["interval_end"]))
+    if found := _from_bounds(params, "the run's parameters"):
+        return found
     dag_run = ctx.get("dag_run")
     if key := ctx.get("partition_key") or getattr(dag_run, "partition_key", None):
-        return Interval.from_key(key)
+        return Interval.from_key(key, grain)
     start, end = ctx.get("data_interval_start"), ctx.get("data_interval_end")
     if start and end and start < end:
         return Interval.of(start, end)
@@ -74,15 +72,17 @@ def run_info(context: Context | Mapping[str, Any], interval: Interval) -> RunInf
 def unfinished_predecessor(context: Context | Mapping[str, Any]) -> tuple[str, bool] | None:
     """Return the run before this one, by logical date, whose task of this name has not ended: its id, and if it runs.
 
-    A run that does not run is queued. None when there is nothing to wait for.
+    Of a mapped task all instances must have ended. A run that does not run is queued. None when there is nothing to
+    wait for.
     """
     ti = context["ti"]
     before = ti.get_previous_dagrun()
     if before is None or (state := str(getattr(before.state, "value", before.state))) not in ("queued", "running"):
         return None
+    from airflow_ml_provider.triggers.previous import has_ended
+
     states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[before.run_id])
-    ended = states.get(before.run_id, {}).get(ti.task_id) in ENDED
-    return None if ended else (str(before.run_id), state == "running")
+    return None if has_ended(states, before.run_id) else (str(before.run_id), state == "running")
 
 
 def _given(value: Any) -> Interval:
@@ -107,6 +107,15 @@ def _moment(value: Any) -> datetime:
     return moment
 
 
+def _from_bounds(values: Mapping[str, Any], where: str) -> Interval | None:
+    """Return the window between `interval_start` and `interval_end`; none without them."""
+    bounds = {name: values.get(name) for name in ("interval_start", "interval_end")}
+    missing = [name for name, value in bounds.items() if not value]
+    if len(missing) == 1:
+        raise SpecError(f"{where} have only one bound of the window, {missing[0]} is missing: give both, or neither")
+    return None if missing else Interval.of(*map(_moment, bounds.values()))
+
+
 def _last_complete(anchor: datetime, grain: Grain) -> Interval:
     current = Interval.of_grain(anchor, grain)
     return Interval.of_grain(current.start - timedelta(seconds=1), grain)
@@ -129,9 +138,8 @@ def _asset_events(ctx: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _from_asset_events(ctx: Mapping[str, Any]) -> Interval | None:
     found = []
     for _, event in _asset_events(ctx):
-        extra = event.extra or {}
-        if extra.get("interval_start") and extra.get("interval_end"):
-            found.append(Interval.of(_moment(extra["interval_start"]), _moment(extra["interval_end"])))
+        if window := _from_bounds(event.extra or {}, "the extra of an asset event"):
+            found.append(window)
     return max(found, key=lambda interval: interval.end, default=None)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.links import ReportLink
-from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.refs import DatasetRef, ModelRef, as_ref
 from airflow_ml_provider.stages.evaluate.spec import EvaluateSpec, OperatingPoint
 
@@ -93,8 +93,8 @@ class EvaluateOperator(StageOperator):
             output=self.output_root,
             label=self.label_column,
             timestamp=self.timestamp,
-            key=tuple(self.key),
-            slices=tuple(self.slices),
+            key=names(self.key),
+            slices=names(self.slices),
             min_rows=int(self.min_rows),
             operating_point=codec.decode(OperatingPoint, self.operating_point or {}, "operating_point"),
             resamples=int(self.resamples),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.stages.ingest.spec import Column, IngestSpec, as_columns
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class IngestOperator(StageOperator):
             "target": self.target,
             "interval": interval,
             "columns": as_columns(self.columns),
-            "key": [self.key] if isinstance(self.key, str) else self.key,
+            "key": names(self.key),
             "version": self.version or None,
             "mode": self.mode,
             "partition_by": self.partition_by or None,

@@ -10,7 +10,7 @@ from airflow.sdk import Asset, AssetAlias
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.links import ReportLink
-from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.refs import DatasetRef, as_ref
 from airflow_ml_provider.stages.monitor.spec import DriftPolicy, MonitorResult, MonitorSpec
 
@@ -94,12 +94,12 @@ class MonitorOperator(StageOperator):
         return MonitorSpec(
             name=self.name,
             dataset=dataset,
-            models=tuple(self.models),
+            models=names(self.models),
             predictions=self.predictions,
             output=self.output_root,
             interval=interval if self.interval else dataset.interval or interval,
             labels=self.labels or None,
-            key=tuple(self.key),
+            key=names(self.key),
             alias=self.alias,
             policy=codec.decode(DriftPolicy, self.policy or {}, "policy"),
         )

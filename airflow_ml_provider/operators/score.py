@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_ml_provider.exceptions import invalid
-from airflow_ml_provider.operators._base import StageOperator, boolean
+from airflow_ml_provider.operators._base import StageOperator, boolean, names
 from airflow_ml_provider.refs import DatasetRef, as_ref
 from airflow_ml_provider.stages.score.spec import ScoreSpec
 
@@ -73,13 +73,13 @@ class ScoreOperator(StageOperator):
         dataset = as_ref(DatasetRef, self.dataset, "dataset")
         return ScoreSpec(
             dataset=dataset,
-            models=(self.models,) if isinstance(self.models, str) else tuple(self.models),
+            models=names(self.models),
             target=self.target,
             interval=dataset.interval if dataset.interval and not self.interval else interval,
             alias=self.alias,
             version=str(self.version) if self.version else None,
             rescore=boolean(self.rescore, "rescore"),
-            keep=tuple(self.keep or ()),
+            keep=names(self.keep),
             batch_rows=int(self.batch_rows),
-            providers=tuple(self.providers),
+            providers=names(self.providers),
         )

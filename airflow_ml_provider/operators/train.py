@@ -9,7 +9,7 @@ from airflow.sdk import XComArg
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
-from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.refs import DatasetRef, as_ref
 from airflow_ml_provider.stages.train.spec import Encoding, Engine, Function, Launch, TrainSpec
 
@@ -107,8 +107,8 @@ class TrainOperator(StageOperator):
             output=self.output_root,
             label=self.label_column,
             timestamp=self.timestamp,
-            features=_names("features", self.features),
-            exclude=_names("exclude", self.exclude),
+            features=names(self.features),
+            exclude=names(self.exclude),
             engine=self.engine,
             params=dict(self.engine_params),
             segment={str(column): str(value) for column, value in self.segment.items()},
@@ -137,12 +137,6 @@ def _comes_later(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_comes_later, value))
     return isinstance(value, XComArg)
-
-
-def _names(what: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise invalid(what, value, "a list of column names")
-    return tuple(value)
 
 
 def _number(what: str, value: Any, kind: type[Any]) -> Any:

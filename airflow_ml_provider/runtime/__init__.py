@@ -1,4 +1,4 @@
-"""Where a stage runs: in this process, in another Python, or in a pod. Same spec in, same result out. Airflow-free.
+"""Where a stage runs: in this process or in another Python. Same spec in, same result out. Airflow-free.
 
 A runtime is a small frozen object with one method, `call(spec, info, env) -> Result`, and one to stop what it started.
 Everything that leaves the process goes through `python -m airflow_ml_provider.runtime`, so a further runtime only has

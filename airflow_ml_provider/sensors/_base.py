@@ -114,12 +114,15 @@ def is_known(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and "{{" not in str(value)
 
 
-def cut(interval: Interval, grain: Grain) -> list[Interval]:
-    """Return the calendar intervals of `grain` that an interval covers; one within a single `grain` stays as it is."""
+def parts(interval: Interval, grain: Grain) -> tuple[str, ...]:
+    """Return the keys of the partitions of `grain` that make up an interval; none when it is a partition itself.
+
+    It is one within a single `grain`, and as long as one but not of the calendar (a day of New York).
+    """
     first = Interval.of_grain(interval.start, grain)
-    if interval.end <= first.end:
-        return [interval]
+    if interval.end <= first.end or interval.end - interval.start <= first.end - first.start:
+        return ()
     found = [first]
     while found[-1].end < interval.end:
         found.append(Interval.of_grain(found[-1].end, grain))
-    return found
+    return tuple(window.key for window in found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.sensors._base import CheckSensor, is_known
+from airflow_ml_provider.sensors._base import CheckSensor, is_known, parts
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.checks import DriftCheck
@@ -59,4 +59,5 @@ class DriftSensor(CheckSensor):
             interval=interval.key,
             severity=self.severity,
             share=None if self.share is None else float(self.share),
+            parts=parts(interval, self.grain),
         )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.sensors._base import CheckSensor, is_known
+from airflow_ml_provider.operators._base import names
+from airflow_ml_provider.sensors._base import CheckSensor, is_known, parts
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.checks import LabelsCheck
@@ -62,9 +63,10 @@ class LabelsSensor(CheckSensor):
         return LabelsCheck(
             predictions=self.predictions,
             labels=self.labels,
-            key=tuple(self.key),
+            key=names(self.key),
             interval=interval.key,
             min_share=float(self.min_share),
             min_labels=int(self.min_labels),
             label=self.label_column,
+            parts=parts(interval, self.grain),
         )

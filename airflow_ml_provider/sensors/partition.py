@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.sensors._base import CheckSensor, cut, is_known
+from airflow_ml_provider.sensors._base import CheckSensor, is_known, parts
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.checks import PartitionCheck
@@ -44,10 +44,12 @@ class PartitionSensor(CheckSensor):
     def question(self, interval: Interval) -> PartitionCheck:
         from airflow_ml_provider.stages.checks import PartitionCheck
 
-        keys = tuple(window.key for window in cut(interval, self.grain))
+        among = parts(interval, self.grain)
+        keys = among or (interval.key,)
         return PartitionCheck(
             table=self.table,
             keys=keys if self.need == "all" else keys[-1:],
             later=self.need == "reached",
             min_rows=int(self.min_rows),
+            whole=interval.key if among else "",
         )

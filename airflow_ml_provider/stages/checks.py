@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Any, Callable, ClassVar, Literal, Optional
 
 from airflow_ml_provider import codec, tables
-from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
+from airflow_ml_provider.exceptions import DataError, SpecError, invalid, unknown_name
 from airflow_ml_provider.intervals import Interval
 
 SEVERITIES = ("none", "warn", "significant")
@@ -76,6 +76,7 @@ class PartitionCheck(Check):
         keys: keys of the partitions.
         later: a later partition of the table answers for the last key, too.
         min_rows: fewest rows of all the partitions together; reading them takes pyarrow.
+        whole: key of one partition that answers for all of them.
     """
 
     check: ClassVar[str] = "partition"
@@ -83,6 +84,7 @@ class PartitionCheck(Check):
     keys: tuple[str, ...]
     later: bool = False
     min_rows: int = 0
+    whole: str = ""
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -90,20 +92,21 @@ class PartitionCheck(Check):
 
     def ask(self, env: Mapping[str, str]) -> Answer:
         found = {path.parent.name.partition("=")[2]: path for path in tables.partitions(self.table)}
-        missing = [key for key in self.keys if key not in found]
+        keys = (self.whole,) if self.whole in found else self.keys
+        missing = [key for key in keys if key not in found]
         if self.later and missing == [self.keys[-1]] and any(key > self.keys[-1] for key in found):
             missing = []
         if missing:
-            return Answer(False, f"{self.table} lacks {len(missing)} of {len(self.keys)}: {', '.join(missing[:5])}")
-        paths = [found[key] for key in self.keys if key in found]
-        value: dict[str, Any] = {"table": self.table, "partitions": [key for key in self.keys if key in found]}
+            return Answer(False, f"{self.table} lacks {len(missing)} of {len(keys)}: {', '.join(missing[:5])}")
+        paths = [found[key] for key in keys if key in found]
+        value: dict[str, Any] = {"table": self.table, "partitions": [key for key in keys if key in found]}
         if self.min_rows:
             import pyarrow.parquet as pq
 
             value["rows"] = sum(pq.read_metadata(path).num_rows for path in paths)
             if value["rows"] < self.min_rows:
                 return Answer(False, f"{self.table} has {value['rows']} of at least {self.min_rows} rows", value)
-        return Answer(True, f"{self.table} is complete for {', '.join(self.keys)}", value)
+        return Answer(True, f"{self.table} is complete for {', '.join(keys)}", value)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class LabelsCheck(Check):
         min_share: lowest share of predictions with a label.
         min_labels: fewest labels.
         label: column with the outcome; rows without one do not count.
+        parts: keys of the partitions that make up the interval where it is none itself.
     """
 
     check: ClassVar[str] = "labels"
@@ -128,6 +132,7 @@ class LabelsCheck(Check):
     min_share: float = 0.9
     min_labels: int = 1
     label: str = "label"
+    parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_share <= 1:
@@ -136,28 +141,38 @@ class LabelsCheck(Check):
             raise invalid("key", self.key, "at least one column that predictions and labels share")
 
     def ask(self, env: Mapping[str, str]) -> Answer:
-        scored = tables.local_path(self.predictions) / f"interval={self.interval}" / tables.DATA
-        if not scored.exists():
-            return Answer(False, f"{self.predictions} has no predictions for {self.interval} yet")
-        arrived = tables.partitions(self.labels, since=self.interval)
-        rows, labels = self._count(str(scored), [str(path) for path in arrived])
+        found = {path.parent.name.partition("=")[2]: str(path) for path in tables.partitions(self.predictions)}
+        keys = (self.interval,) if self.interval in found or not self.parts else self.parts
+        if missing := [key for key in keys if key not in found]:
+            return Answer(False, f"{self.predictions} has no predictions for {', '.join(missing[:5])} yet")
+        arrived = tables.partitions(self.labels, since=keys[0])
+        rows, labels = self._count([found[key] for key in keys], [str(path) for path in arrived])
         share = labels / rows if rows else 0.0
         value = {"interval": self.interval, "predictions": rows, "labels": labels, "share": round(share, 6)}
         message = f"{labels} of {rows} predictions of {self.interval} have a label ({share:.1%})"
         return Answer(labels >= self.min_labels and share >= self.min_share, message, value)
 
-    def _count(self, predictions: str, labels: list[str]) -> tuple[int, int]:
-        """Return the number of predictions, and of those with a label."""
+    def _count(self, predictions: list[str], labels: list[str]) -> tuple[int, int]:
+        """Return the number of predictions, and of those with a label.
+
+        Raises:
+            DataError: a column is missing.
+        """
+        import duckdb
+
         keys = ", ".join(tables.quote_name(name) for name in self.key)
-        files = ", ".join(map(tables.quote, labels))
-        scored = f"SELECT DISTINCT {keys} FROM read_parquet({tables.quote(predictions)})"  # noqa: S608
+        files, scores = (", ".join(map(tables.quote, paths)) for paths in (labels, predictions))
+        scored = f"SELECT DISTINCT {keys} FROM read_parquet([{scores}])"  # noqa: S608
         known = f"SELECT {keys} FROM read_parquet([{files}]) WHERE {tables.quote_name(self.label)} IS NOT NULL"  # noqa: S608
-        with tables.connect() as connection:
-            rows = connection.execute(f"SELECT count(*) FROM ({scored})").fetchone()[0]  # noqa: S608
-            if not labels:
-                return int(rows), 0
-            query = f"SELECT count(*) FROM ({scored}) SEMI JOIN ({known}) USING ({keys})"  # noqa: S608
-            return int(rows), int(connection.execute(query).fetchone()[0])
+        try:
+            with tables.connect() as connection:
+                rows = connection.execute(f"SELECT count(*) FROM ({scored})").fetchone()[0]  # noqa: S608
+                if not labels:
+                    return int(rows), 0
+                query = f"SELECT count(*) FROM ({scored}) SEMI JOIN ({known}) USING ({keys})"  # noqa: S608
+                return int(rows), int(connection.execute(query).fetchone()[0])
+        except duckdb.BinderException as error:
+            raise DataError(f"{self.predictions} and {self.labels} cannot be joined: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -181,13 +196,21 @@ class FreshnessCheck(Check):
 
     def ask(self, env: Mapping[str, str]) -> Answer:
         keys = [path.parent.name.partition("=")[2] for path in tables.partitions(self.table)]
-        windows = [window for window in map(Interval.from_key, keys) if window.start < self.at]
+        windows = [window for window in map(_window, keys) if window and window.start < self.at]
         if not windows:
             return Answer(False, f"{self.table} has no partition before {self.at.isoformat()}")
         newest = max(windows, key=lambda window: window.end)
         age = max(0.0, (self.at - newest.end).total_seconds())
         message = f"{self.table} ends at {newest.end.isoformat()}, {age:.0f} s before {self.at.isoformat()}"
         return Answer(age <= self.max_age_s, message, {"table": self.table, "interval": newest.key, "age_s": age})
+
+
+def _window(key: str) -> Optional[Interval]:
+    """Return the window that a key names; somebody's own key names none."""
+    try:
+        return Interval.from_key(key)
+    except SpecError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -229,7 +252,7 @@ class AliasCheck(Check):
 
 @dataclass(frozen=True)
 class DriftCheck(Check):
-    """Has the monitor found drift in one interval?
+    """Has the monitor found drift in an interval?
 
     Attributes:
         series: root folder of the monitor's reports and series.
@@ -237,6 +260,7 @@ class DriftCheck(Check):
         interval: key of the interval.
         severity: at least this severity …
         share: … or, where it is given, at least this share of drifted columns.
+        parts: keys of the points that make up the interval where it is none itself; drift in one of them is enough.
     """
 
     check: ClassVar[str] = "drift"
@@ -245,6 +269,7 @@ class DriftCheck(Check):
     interval: str
     severity: Literal["warn", "significant"] = "significant"
     share: Optional[float] = None
+    parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 <= self.share <= 1:
@@ -253,15 +278,21 @@ class DriftCheck(Check):
     def ask(self, env: Mapping[str, str]) -> Answer:
         from airflow_ml_provider.stages.monitor.series import read_series
 
-        points = [p for p in read_series(self.series, self.name, self.interval) if p["interval"] == self.interval]
+        points = [p for p in read_series(self.series, self.name) if p["interval"] in (self.interval, *self.parts)]
         if not points:
             return Answer(False, f"series {self.name!r} has no point for {self.interval} yet")
-        severity, share = str(points[-1]["severity"]), points[-1].get("drift_share")
-        done = SEVERITIES.index(severity) >= SEVERITIES.index(self.severity)
-        done = done or (self.share is not None and share is not None and share >= self.share)
+        worst = max(points, key=self._badness)
+        severity, share = str(worst["severity"]), worst.get("drift_share")
         shown = "unknown" if share is None else f"{share:.0%}"
-        message = f"{self.name} {self.interval}: severity {severity}, {shown} of the columns drifted"
-        return Answer(done, message, {"interval": self.interval, "severity": severity, "drift_share": share})
+        message = f"{self.name} {worst['interval']}: severity {severity}, {shown} of the columns drifted"
+        value = {"interval": worst["interval"], "severity": severity, "drift_share": share}
+        return Answer(self._badness(worst)[0], message, value)
+
+    def _badness(self, point: Mapping[str, Any]) -> tuple[bool, int, float]:
+        """Return whether a point is drift, and how bad it is."""
+        severity, share = SEVERITIES.index(str(point["severity"])), point.get("drift_share")
+        enough = self.share is not None and share is not None and share >= self.share
+        return severity >= SEVERITIES.index(self.severity) or enough, severity, share or 0.0
 
 
 CHECKS: dict[str, type[Check]] = {

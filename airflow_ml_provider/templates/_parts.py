@@ -23,6 +23,11 @@ def asset(name: str) -> Asset:
     return Asset(name=name, uri=f"x-airflow-ml://{name.replace('.', '/')}")
 
 
+def starter(config: PipelineConfig, name: str) -> Any:
+    """Return an asset that starts training: one of this pipeline, or one that somebody else defines, by its name."""
+    return asset(name) if name.startswith(f"{config.name}.") else Asset.ref(name=name)
+
+
 def timetable(schedule: Schedule) -> Any:
     """Return a timetable whose runs have real windows (Airflow's plain cron schedules have empty ones)."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,8 @@ from airflow_ml_provider.stages.ingest.spec import Column
 from airflow_ml_provider.stages.monitor.spec import DriftPolicy
 from airflow_ml_provider.stages.train.spec import Engine, Launch
 from airflow_ml_provider.stages.validate.spec import ProfileSpec
+
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Dataset:
     """One landing feed and the table that it becomes.
 
     Attributes:
-        source: glob of the landing files of a window; `{partition}` stands for its key, `{start}` and `{end}` for its
-            bounds (with a format, such as `{start:%Y/%m/%d}`).
+        source: glob of the landing files of a window, relative to the configuration; `{partition}` stands for its key,
+            `{start}` and `{end}` for its bounds (with a format, such as `{start:%Y/%m/%d}`).
         columns: column to type, or to type with `required`, `known_at`, `aliases`.
         key: columns that identify a row.
         version: column of which the highest value wins.
@@ -66,6 +69,19 @@ class Dataset:
     suite: str | None = None
     profile: ProfileSpec | None = None
     allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _PLACEHOLDER.findall(self.source):
+            if name not in ("partition", "start", "end"):
+                raise unknown_name("placeholder in source", name, ("partition", "start", "end"))
+        if self.wait_s < 0:
+            raise invalid("wait_s", self.wait_s, "at least 0 (seconds)")
+        late = {c.known_at for c in self.typed_columns().values()}
+        for what, columns in (("key", self.key), ("version", {self.version}), ("corrected_at", {self.corrected_at}),
+                              ("known_at", late)):  # fmt: skip
+            for column in sorted(filter(None, columns)):
+                if column not in self.columns:
+                    raise unknown_name(f"column in {what}", column, self.columns)
 
     @property
     def validated(self) -> bool:
@@ -93,6 +109,10 @@ class Candidate:
     launch: Launch = field(default_factory=Launch)
     runtime: str = ""
 
+    def __post_init__(self) -> None:
+        if self.engine == "function":
+            raise invalid("engine", self.engine, "lightgbm, sklearn or torch", "a function of yours takes @task.train")
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -115,7 +135,8 @@ class Training:
         schedule: when training happens; none trains on assets and by hand only.
         candidates: ways to train; all are tried, the best per segment is registered.
         segments: separate models; none trains one for all rows.
-        on_assets: names of further assets whose update starts training, beside the monitor's.
+        on_assets: names of further assets whose update starts training, beside the monitor's: those of this pipeline
+            (`NAME.flights`, or `NAME.` and any other name, for updates by hand), or those that other DAGs define.
         history_days: how far back the training rows reach; none takes all.
         split: division by time.
         min_rows: fewer labelled training rows are an error.
@@ -154,8 +175,13 @@ class Training:
     timeout_s: float = 6 * 3600.0
 
     def __post_init__(self) -> None:
+        from airflow_ml_provider.stages.evaluate.metrics import metric
+
         if not self.candidates:
             raise invalid("candidates", self.candidates, "at least one")
+        metric(self.metric)
+        if self.timeout_s <= 0:
+            raise invalid("timeout_s", self.timeout_s, "greater than 0 (seconds)")
 
 
 @dataclass(frozen=True)
@@ -211,6 +237,8 @@ class Operations:
         for stage in self.runtimes:
             if stage not in STAGES:
                 raise unknown_name("stage", stage, STAGES)
+        if self.timeout_s <= 0:
+            raise invalid("timeout_s", self.timeout_s, "greater than 0 (seconds)")
 
     def python(self, stage: str) -> str:
         """Return the Python of a stage; empty means the task's own process."""
@@ -223,7 +251,7 @@ class PipelineConfig:
 
     Attributes:
         name: name of the pipeline, its DAGs, models and experiment.
-        store: root folder of everything that the pipeline writes.
+        store: root folder of everything that the pipeline writes, relative to the configuration.
         schedule: when scoring happens.
         datasets: feeds by name.
         features: what is known of a row at its prediction.
@@ -257,24 +285,29 @@ class PipelineConfig:
         segments = self.training.segments
         if segments and not segments.values:
             raise SpecError("training.segments.values is empty; leave segments out to train one model")
+        if len(set(self.models)) < len(self.models):
+            raise SpecError(f"training.segments.values give the same model name twice: {', '.join(self.models)}")
 
     @property
     def models(self) -> tuple[str, ...]:
         """Registered names of the pipeline's models, one per segment."""
+        from airflow_ml_provider.stages.train.logic import model_name
+
         segments = self.training.segments
         if segments is None:
             return (self.name,)
-        return tuple(f"{self.name}_{value.lower()}" for value in segments.values)
+        return tuple(model_name(self.name, {segments.column: value}) for value in segments.values)
 
     def path(self, relative: str) -> str:
         """Return a path of the configuration as an absolute one; the folder is where the configuration lies."""
         import os
 
-        return relative if os.path.isabs(relative) else os.path.join(self.folder, relative)
+        whole = os.path.isabs(relative) or "://" in relative
+        return relative if whole else os.path.join(self.folder, relative)
 
     def place(self, *parts: str) -> str:
         """Return a folder of the store."""
-        return "/".join([self.store.rstrip("/"), *parts])
+        return "/".join([self.path(self.store).rstrip("/"), *parts])
 
     def table(self, dataset: str) -> str:
         """Return the root of a dataset's usable table: the admitted rows where it is validated, else the ingested."""

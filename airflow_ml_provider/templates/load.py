@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import date, datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,7 @@ def load_config(path: str | Path, **overrides: Any) -> PipelineConfig:
 
     file = Path(path)
     try:
-        # The loader in C is ten times as fast, and this runs at every parse of the DAG file.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        data = yaml.load(file.read_text(encoding="utf-8"), loader)  # noqa: S506
+        data = yaml.load(file.read_text(encoding="utf-8"), _loader())  # noqa: S506
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f"configuration {file} cannot be read: {error}") from error
     if not isinstance(data, Mapping):
@@ -41,6 +40,26 @@ def load_config(path: str | Path, **overrides: Any) -> PipelineConfig:
         return codec.decode(PipelineConfig, filled)
     except SpecError as error:
         raise SpecError(f"{file}: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:
+    """Return a safe loader of YAML that refuses a key that is there twice: the second would silently win."""
+    import yaml
+
+    # The one in C is ten times as fast, and this runs at every parse of the DAG file.
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise yaml.YAMLError(f"key {key.value!r} is there twice, again in line {key.start_mark.line + 1}")
+                seen.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    return Loader
 
 
 def json_schema() -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _table(config: PipelineConfig, name: str) -> StageOperator:
     ingest = IngestOperator(
         task_id=f"ingest_{name}",
         name=name,
-        source=dataset.source,
+        source=config.path(dataset.source),
         target=config.place("raw", name),
         columns=dataset.typed_columns(),
         key=dataset.key,

@@ -16,12 +16,12 @@ from airflow_ml_provider.operators.register import RegisterOperator
 from airflow_ml_provider.operators.train import TrainOperator
 from airflow_ml_provider.sensors.partition import PartitionSensor
 from airflow_ml_provider.templates._parts import (
-    asset,
     dag_arguments,
     interval_params,
     result,
     retrain_asset,
     stage_arguments,
+    starter,
     timetable,
 )
 
@@ -75,7 +75,7 @@ def _schedule(config: PipelineConfig) -> Any:
     except ImportError:  # before Airflow 3.2
         from airflow.timetables.assets import AssetOrTimeSchedule  # type: ignore[assignment]
 
-    starts = AssetAny(retrain_asset(config), *(asset(name) for name in config.training.on_assets))
+    starts = AssetAny(retrain_asset(config), *(starter(config, name) for name in config.training.on_assets))
     if config.training.schedule is None:
         return starts
     return AssetOrTimeSchedule(timetable=timetable(config.training.schedule), assets=starts)

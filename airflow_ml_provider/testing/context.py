@@ -21,8 +21,8 @@ class FakeTaskInstance:
     dag_version_id: str | None = None
     bundle_instance: Any = None
     xcoms: dict[str, Any] = field(default_factory=dict)
-    previous: tuple[str, str | None] | None = None
-    """States of the run before this one and of its task of the same name; none when there is no run before."""
+    previous: tuple[str, str | None] | tuple[str, dict[str, str | None]] | None = None
+    """States of the run before this one and of its task of the same name (mapped: of each `TASK_INDEX`)."""
 
     def get_previous_dagrun(self, state: str | None = None) -> Any:
         """Return the run before, whatever `state` is."""
@@ -30,7 +30,10 @@ class FakeTaskInstance:
 
     def get_task_states(self, **_: Any) -> dict[str, dict[str, str | None]]:
         """Return the state of the task of the run before."""
-        return {"previous": {self.task_id: self.previous[1]}} if self.previous else {}
+        if self.previous is None:
+            return {}
+        state = self.previous[1]
+        return {"previous": state if isinstance(state, dict) else {self.task_id: state}}
 
     def xcom_push(self, key: str, value: Any, **_: Any) -> None:
         """Keep a value."""

@@ -21,7 +21,7 @@ def test_a_later_window_waits_for_the_one_before(flights):
         assert time.monotonic() < deadline, tasks()
         time.sleep(1)
     second = tasks()[1]
-    assert second["trigger"]["classpath"].endswith("WorkflowTrigger"), second
+    assert second["trigger"]["classpath"].endswith("PreviousRunTrigger"), second
 
     (landing / "ordered_2013-01-01.csv").write_text("id\n1\n")
     runs = flights.api.wait(DAG, at_least=2, timeout_s=180)

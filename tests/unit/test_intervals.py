@@ -23,16 +23,34 @@ def utc(*args: int) -> datetime:
 
 class TestOf:
     @pytest.mark.parametrize(
-        ("start", "key"),
+        ("start", "end", "key"),
         [
-            (utc(2013, 1, 5), "2013-01-05T00"),
-            (utc(2013, 1, 5, 7), "2013-01-05T07"),
-            (utc(2013, 1, 5, 7, 30), "2013-01-05T073000"),
-            (utc(2013, 1, 5, 7, 30, 1, 5), "2013-01-05T073001.000005"),
+            (utc(2013, 1, 5), utc(2013, 1, 6), "2013-01-05"),
+            (utc(2013, 1, 5), utc(2013, 1, 5, 1), "2013-01-05T00"),
+            (utc(2013, 1, 5, 7), utc(2013, 1, 5, 8), "2013-01-05T07"),
+            (utc(2013, 2, 1), utc(2013, 3, 1), "2013-02"),
+            (utc(2013, 1, 7), utc(2013, 1, 14), "2013-01-07--2013-01-14"),
+            (utc(2013, 1, 5, 5), utc(2013, 1, 6, 5), "2013-01-05T05--2013-01-06T05"),
+            (utc(2013, 1, 5), utc(2013, 1, 5, 6), "2013-01-05--2013-01-05T06"),
+            (utc(2013, 1, 5, 7, 30), utc(2013, 1, 5, 8, 30), "2013-01-05T073000--2013-01-05T083000"),
+            (utc(2013, 1, 5, 7, 30, 1, 5), utc(2013, 1, 6), "2013-01-05T073001.000005--2013-01-06"),
         ],
     )
-    def test_key_names_the_start_without_loss(self, start, key):
-        assert Interval.of(start, start + timedelta(hours=1)).key == key
+    def test_key_names_the_window(self, start, end, key):
+        assert Interval.of(start, end).key == key
+        assert Interval.from_key(key) == Interval(start, end, key)
+
+    @given(moments, moments)
+    def test_key_can_be_read_back(self, one, other):
+        if one != other:
+            interval = Interval.of(min(one, other), max(one, other))
+            assert Interval.from_key(interval.key) == interval
+
+    @given(moments, st.sampled_from([1, 15 * 60, 3600, 2 * 3600, 6 * 3600, 86400, 7 * 86400]))
+    def test_keys_of_one_schedule_sort_in_time_order(self, moment, seconds):
+        length = timedelta(seconds=seconds)
+        keys = [Interval.of(moment + n * length, moment + (n + 1) * length).key for n in range(30)]
+        assert sorted(keys) == keys
 
     @given(moments, grains)
     def test_a_calendar_interval_has_its_own_key(self, moment, grain):
@@ -40,14 +58,10 @@ class TestOf:
         calendar = Interval.of_grain(moment, grain)
         assert Interval.of(calendar.start, calendar.end) == calendar
 
-    def test_other_windows_are_named_after_their_start(self):
-        assert Interval.of(utc(2013, 1, 1), utc(2013, 1, 8)).key == "2013-01-01"
-        assert Interval.of(utc(2013, 1, 1, 3), utc(2013, 1, 8)).key == "2013-01-01T03"
-
     def test_bounds_become_utc(self):
         new_york = ZoneInfo("America/New_York")
         interval = Interval.of(datetime(2013, 1, 5, tzinfo=new_york), datetime(2013, 1, 6, tzinfo=new_york))
-        assert (interval.start, interval.key) == (utc(2013, 1, 5, 5), "2013-01-05T05")
+        assert (interval.start, interval.key) == (utc(2013, 1, 5, 5), "2013-01-05T05--2013-01-06T05")
         assert interval.start.tzinfo is UTC
 
     def test_time_without_zone_is_not_guessed(self):
@@ -80,6 +94,9 @@ class TestKey:
             ("2013-01-05T00:00:00", utc(2013, 1, 5), timedelta(days=1), "2013-01-05"),
             ("2013-01-05T00:00:00+00:00", utc(2013, 1, 5), timedelta(days=1), "2013-01-05"),
             ("2013-02", utc(2013, 2, 1), timedelta(days=28), "2013-02"),
+            ("2013-01-07 (W02)", utc(2013, 1, 7), timedelta(days=7), "2013-01-07--2013-01-14"),
+            ("2013-Q1", utc(2013, 1, 1), timedelta(days=90), "2013-01-01--2013-04-01"),
+            ("2013", utc(2013, 1, 1), timedelta(days=365), "2013-01-01--2014-01-01"),
         ],
     )
     def test_from_key(self, key, start, length, normal):
@@ -87,10 +104,31 @@ class TestKey:
         assert (interval.start, interval.end - interval.start, interval.key) == (start, length, normal)
 
     @pytest.mark.parametrize(
-        "key", ["", "yesterday", "2013", "2013-13", "2013-02-30", "2013-01-05T03:30:00", "05.01.13"]
+        ("key", "grain", "normal"),
+        [
+            ("2013-01-01T00:00:00", "hour", "2013-01-01T00"),
+            ("2013-01-01T00:00:00", "day", "2013-01-01"),
+            ("2013-01-01T00:00:00", "month", "2013-01"),
+            ("2013-01-07T00:00:00", "week", "2013-01-07--2013-01-14"),
+            ("2013-01-08T00:00:00", "week", "2013-01-08"),  # no week begins then
+            ("2013-01-08T03:00:00", "day", "2013-01-08T03"),
+            ("2013-01-01", "month", "2013-01"),
+            ("2013-01-01T00", "day", "2013-01-01T00"),  # says itself that it is an hour
+            ("2013-01", "day", "2013-01"),
+        ],
     )
+    def test_a_key_that_says_only_when_a_window_begins(self, key, grain, normal):
+        assert Interval.from_key(key, grain).key == normal
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "", "yesterday", "0000", "2013-Q5", "2013-01-06--2013-01-05", "2013-01-05--x", "2013-13", "2013-02-30",
+            "2013-01-05T03:30:00", "05.01.13",
+        ],
+    )  # fmt: skip
     def test_other_keys(self, key):
-        with pytest.raises(SpecError, match="partition key must be YYYY-MM-DD, YYYY-MM-DDTHH or YYYY-MM, got"):
+        with pytest.raises(SpecError, match=r"must be (YYYY-MM-DD, YYYY-MM-DDTHH, YYYY-MM, START--END, or|after)"):
             Interval.from_key(key)
 
 
@@ -100,7 +138,7 @@ class TestGrain:
         [
             ("hour", utc(2013, 3, 10, 7), utc(2013, 3, 10, 8), "2013-03-10T07"),
             ("day", utc(2013, 3, 10), utc(2013, 3, 11), "2013-03-10"),
-            ("week", utc(2013, 3, 4), utc(2013, 3, 11), "2013-03-04"),  # Monday to Monday
+            ("week", utc(2013, 3, 4), utc(2013, 3, 11), "2013-03-04--2013-03-11"),  # Monday to Monday
             ("month", utc(2013, 3, 1), utc(2013, 4, 1), "2013-03"),
         ],
     )
@@ -128,7 +166,7 @@ class TestGrain:
         a, b = Interval.of_grain(first, grain), Interval.of_grain(second, grain)
         assert (a.key < b.key) == (a.start < b.start)
 
-    @given(moments, st.sampled_from(["hour", "day", "month"]))
+    @given(moments, grains)
     def test_key_names_the_interval(self, moment, grain):
         interval = Interval.of_grain(moment, grain)
         assert Interval.from_key(interval.key) == interval

@@ -56,9 +56,22 @@ class TestDoctor:
         assert "great_expectations" in doctor.requirements()["validate (suite.yaml)"]
 
     def test_this_python_and_another(self, ml: Any) -> None:
-        rows = json.loads(ml("doctor", "--stage", "ingest", "--python", sys.executable, "--output", "json"))
-        assert [row["state"] for row in rows if row["what"] == "stage ingest"] == ["ok", "ok"]
-        assert "duckdb" in rows[0]["detail"]
+        for pythons in ((), ("--python", sys.executable)):
+            (row,) = json.loads(ml("doctor", "--stage", "ingest", *pythons, "--output", "json"))
+            assert (row["what"], row["state"]) == ("stage ingest", "ok")
+            assert row["where"].startswith(sys.executable)
+            assert "duckdb" in row["detail"]
+
+    def test_what_was_not_asked_for_plays_no_part(self, ml: Any, monkeypatch: Any, tmp_path: Path) -> None:
+        events = {"conn_type": "lineage_events", "host": str(tmp_path / "events.jsonl")}
+        (tmp_path / "events.jsonl").touch()
+        monkeypatch.setenv("AIRFLOW_CONN_GOOD", json.dumps(events))
+        monkeypatch.setenv("AIRFLOW_CONN_LINEAGE_DEFAULT", json.dumps({**events, "host": str(tmp_path / "none")}))
+        (row,) = json.loads(ml("doctor", "--stage", "ingest", "--output", "json"))
+        assert row["what"] == "stage ingest"
+        monkeypatch.setattr(doctor, "_look", lambda python, modules: ("3.11", {}))  # lacks everything
+        (row,) = json.loads(ml("doctor", "--conn-id", "good", "--output", "json"))
+        assert row["state"] == "ok"
 
     def test_what_is_missing_and_how_to_get_it(self, ml: Any, tmp_path: Path, capsys: Any) -> None:
         bare = tmp_path / "python"
@@ -66,7 +79,7 @@ class TestDoctor:
         bare.chmod(0o755)
         with pytest.raises(SystemExit):
             ml("doctor", "--stage", "ingest", "--python", str(bare), "--output", "json")
-        row = json.loads(capsys.readouterr().out)[1]
+        (row,) = json.loads(capsys.readouterr().out)
         assert row["state"] == "incomplete"
         assert row["detail"] == f"{bare} -m pip install duckdb pyarrow"
 

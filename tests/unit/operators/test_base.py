@@ -125,6 +125,11 @@ def test_terminal_errors_are_not_retried_and_retryable_ones_are():
         make(FakeRuntime(Unavailable("away"))).execute(context())
 
 
+def test_a_window_that_cannot_be_found_is_not_retried():
+    with pytest.raises(AirflowFailException, match="partition key must be"):
+        make(interval="the day before yesterday").execute(context())
+
+
 def test_kill_reaches_the_runtime():
     runtime = FakeRuntime()
     make(runtime).on_kill()
@@ -136,6 +141,13 @@ def test_bad_arguments_fail_when_the_dag_is_parsed():
         make(on_refusal="explode")
     with pytest.raises(SpecError, match="runtime"):
         make(runtime=42)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("id", ("id",)), (["id", "day"], ("id", "day")), ("", ()), (None, ()), ((), ())]
+)
+def test_one_name_is_no_list_of_letters(given, expected):
+    assert _base.names(given) == expected
 
 
 def test_summary_is_plain_json():
@@ -174,6 +186,9 @@ PREVIOUS = [
     (("running", "running"), True),
     (("running", "deferred"), True),
     (("running", "up_for_retry"), True),
+    (("running", {"t_0": "success", "t_1": "failed"}), False),  # mapped
+    (("running", {"t_0": "success", "t_1": "running"}), True),
+    (("running", {}), False),  # the task is new in this version of the DAG
 ]
 
 
@@ -188,7 +203,7 @@ def test_a_stage_that_looks_back_waits_for_the_run_before(monkeypatch, previous,
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(ctx)
     body = deferred.value.trigger.serialize()[1]
-    assert (body["run_ids"], body["external_task_ids"]) == (["previous"], ["t"])
+    assert (body["run_id"], body["task_id"]) == ("previous", "t")
     assert getattr(operator, deferred.value.method_name)(ctx, {"status": "success"})["status"] == "ok"
 
 

@@ -71,6 +71,18 @@ def test_order_of_sources():
     assert resolve_interval(full, "day").key == "2013-01-05"
 
 
+@pytest.mark.parametrize(("grain", "key"), [("day", "2013-01-01"), ("hour", "2013-01-01T00"), ("month", "2013-01")])
+def test_a_partition_that_says_only_when_it_begins_is_of_the_grain(grain, key):
+    """`CronPartitionTimetable` writes full timestamps, whatever its schedule."""
+    assert resolve_interval(context(partition_key="2013-01-01T00:00:00"), grain).key == key
+
+
+@pytest.mark.parametrize("given", ["interval_start", "interval_end"])
+def test_one_bound_alone_is_no_window(given):
+    with pytest.raises(SpecError, match="have only one bound of the window, interval_"):
+        resolve_interval(context(params={given: "2013-01-05T00:00:00Z"}), "day")
+
+
 def test_newest_asset_event_gives_the_window_and_the_reason():
     older = event("2013-01-04T00:00:00+00:00", "2013-01-05T00:00:00+00:00", "one")
     newer = event(DAY.isoformat(), NEXT.isoformat(), "two", 5)

@@ -58,7 +58,6 @@ class TestSpec:
             ({"validation": "much"}, "validation must be a number, got 'much'"),
             ({"launch": {"processes": 2}}, "launch.processes must be 1 for engine 'lightgbm', got 2"),
             ({"launch": {"procesess": 2}}, "unknown key in launch 'procesess'; did you mean 'processes'?"),
-            ({"exclude": "flight_id"}, "exclude must be a list of column names, got 'flight_id'"),
             ({"segment": "EWR"}, "segment must be a mapping of columns to values"),
             ({"name": "a/b"}, "name must be letters"),
         ],

@@ -21,7 +21,7 @@ from airflow.sdk.exceptions import (
 
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.sensors._base import CheckSensor, cut
+from airflow_ml_provider.sensors._base import CheckSensor, parts
 from airflow_ml_provider.sensors.alias import ModelAliasSensor
 from airflow_ml_provider.sensors.drift import DriftSensor
 from airflow_ml_provider.sensors.freshness import FeatureFreshnessSensor
@@ -53,10 +53,12 @@ class TestQuestions:
 
     def test_a_week_over_a_table_by_day(self) -> None:
         days = tuple(f"2013-01-{day:02d}" for day in range(7, 14))
-        assert sensor(Path("/t")).question(WEEK) == PartitionCheck("/t", days)
-        assert sensor(Path("/t"), need="last").question(WEEK) == PartitionCheck("/t", days[-1:])
-        assert sensor(Path("/t"), need="reached").question(WEEK) == PartitionCheck("/t", days[-1:], later=True)
-        assert sensor(Path("/t"), grain="week").question(WEEK) == PartitionCheck("/t", ("2013-01-07",))
+        week = "2013-01-07--2013-01-14"  # of a table by week, which answers, too
+        assert sensor(Path("/t")).question(WEEK) == PartitionCheck("/t", days, whole=week)
+        assert sensor(Path("/t"), need="last").question(WEEK) == PartitionCheck("/t", days[-1:], whole=week)
+        reached = PartitionCheck("/t", days[-1:], later=True, whole=week)
+        assert sensor(Path("/t"), need="reached").question(WEEK) == reached
+        assert sensor(Path("/t"), grain="week").question(WEEK) == PartitionCheck("/t", (week,))
 
     def test_hours_over_a_table_by_day_are_partitions_of_their_own(self) -> None:
         hour = Interval.from_key("2013-01-05T03")
@@ -64,7 +66,18 @@ class TestQuestions:
 
     def test_cutting_covers_the_whole_interval(self) -> None:
         odd = Interval.of(datetime(2013, 1, 5, 6, tzinfo=UTC), datetime(2013, 1, 7, 6, tzinfo=UTC))
-        assert [window.key for window in cut(odd, "day")] == ["2013-01-05", "2013-01-06", "2013-01-07"]
+        assert parts(odd, "day") == ("2013-01-05", "2013-01-06", "2013-01-07")
+
+    def test_a_day_of_new_york_is_a_partition_itself(self) -> None:
+        day = Interval.of(datetime(2013, 1, 5, 5, tzinfo=UTC), datetime(2013, 1, 6, 5, tzinfo=UTC))
+        assert sensor(Path("/t")).question(day) == PartitionCheck("/t", ("2013-01-05T05--2013-01-06T05",))
+
+    def test_a_week_over_points_and_predictions_by_day(self) -> None:
+        days = tuple(f"2013-01-{day:02d}" for day in range(7, 14))
+        found = DriftSensor(task_id="w", series="/m", name="late").question(WEEK)
+        assert found == DriftCheck("/m", "late", "2013-01-07--2013-01-14", parts=days)
+        found = LabelsSensor(task_id="w", predictions="/p", labels="/l", key=["id"]).question(WEEK)
+        assert found == LabelsCheck("/p", "/l", ("id",), "2013-01-07--2013-01-14", parts=days)
 
     def test_labels(self) -> None:
         found = LabelsSensor(task_id="w", predictions="/p", labels="/l", key=["id"], min_share="0.5").question(DAY)
@@ -108,7 +121,7 @@ def test_fields_are_rendered() -> None:
     with DAG("d", params={"table": Param("/store/labels"), "need": Param("last")}):
         task = PartitionSensor(task_id="w", table="{{ params.table }}", need="{{ params.need }}")
     task.render_template_fields({"params": {"table": "/store/labels", "need": "last"}})
-    assert task.question(WEEK) == PartitionCheck("/store/labels", ("2013-01-13",))
+    assert task.question(WEEK) == PartitionCheck("/store/labels", ("2013-01-13",), whole="2013-01-07--2013-01-14")
 
 
 class TestPoking:

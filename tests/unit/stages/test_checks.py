@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 
 from airflow_ml_provider import codec, tables
-from airflow_ml_provider.exceptions import SpecError, Unavailable
+from airflow_ml_provider.exceptions import DataError, SpecError, Unavailable
 from airflow_ml_provider.stages import checks
 from airflow_ml_provider.stages.checks import AliasCheck, Answer, FreshnessCheck, LabelsCheck, PartitionCheck
 from airflow_ml_provider.testing import tracking
@@ -70,6 +70,12 @@ class TestPartition:
         assert "has 5 of at least 6 rows" in answer.message
         assert PartitionCheck(str(tmp_path), keys, min_rows=5).ask({}).done
 
+    def test_one_partition_of_the_whole_window_answers_for_its_parts(self, tmp_path: Path) -> None:
+        check = PartitionCheck(str(tmp_path), ("2013-01-07", "2013-01-08"), whole="2013-01-07--2013-01-09")
+        assert not check.ask({}).done
+        touch(tmp_path, "2013-01-07--2013-01-09")
+        assert check.ask({}).value["partitions"] == ["2013-01-07--2013-01-09"]
+
     def test_no_table_yet(self, tmp_path: Path) -> None:
         assert not PartitionCheck(str(tmp_path / "none"), ("2013-01-01",)).ask({}).done
 
@@ -107,6 +113,20 @@ class TestLabels:
         put(tmp_path / "labels", "2013-01-04", "SELECT i AS id, 1 AS label FROM range(10) t(i)")
         assert not check.ask({}).done
 
+    def test_predictions_of_all_parts_of_a_window(self, check: LabelsCheck, tmp_path: Path) -> None:
+        week = replace(check, interval="2013-01-05--2013-01-07", parts=("2013-01-05", "2013-01-06"))
+        assert week.ask({}).message.endswith("no predictions for 2013-01-06 yet")
+        put(tmp_path / "predictions", "2013-01-06", "SELECT i AS id, 0.5 AS score FROM range(10, 20) t(i)")
+        put(tmp_path / "labels", "2013-01-06", "SELECT i AS id, 1 AS label FROM range(5, 20) t(i)")
+        assert week.ask({}).value == {
+            "interval": "2013-01-05--2013-01-07", "predictions": 20, "labels": 15, "share": 0.75,
+        }  # fmt: skip
+
+    def test_columns_that_are_missing_are_named(self, check: LabelsCheck, tmp_path: Path) -> None:
+        put(tmp_path / "labels", "2013-01-06", "SELECT 1 AS id, 1 AS label")
+        with pytest.raises(DataError, match="flight_id"):
+            replace(check, key=("flight_id",)).ask({})
+
     def test_bad_share(self) -> None:
         with pytest.raises(SpecError, match=r"min_share must be in \[0, 1\], got 90; give a fraction"):
             LabelsCheck("p", "l", ("id",), "2013-01-05", min_share=90)
@@ -120,6 +140,14 @@ class TestFreshness:
         assert answer.done
         assert answer.value == {"table": str(tmp_path), "interval": "2013-01-05", "age_s": 86400.0}
         assert not FreshnessCheck(str(tmp_path), at, max_age_s=86399).ask({}).done
+
+    def test_windows_of_any_length(self, tmp_path: Path) -> None:
+        at = datetime(2013, 1, 14, tzinfo=UTC)
+        touch(tmp_path, "2013-01-07--2013-01-14", "2013-01-05", "somebodys-own")
+        assert FreshnessCheck(str(tmp_path), at, max_age_s=0).ask({}).value["interval"] == "2013-01-07--2013-01-14"
+        touch(tmp_path / "hours", "2013-01-13--2013-01-13T06")
+        answer = FreshnessCheck(str(tmp_path / "hours"), at, max_age_s=3600).ask({})
+        assert (answer.done, answer.value["age_s"]) == (False, 18 * 3600.0)
 
     def test_nothing_yet(self, tmp_path: Path) -> None:
         answer = FreshnessCheck(str(tmp_path), datetime(2013, 1, 7, tzinfo=UTC)).ask({})
@@ -235,6 +263,13 @@ class TestDrift:
         assert ask("05", share=0.25)
         assert not ask("05", share=0.26)
         assert not ask("06", severity="warn", share=0.0)
+
+    def test_drift_on_one_day_of_a_longer_window(self, series: str) -> None:
+        days = tuple(f"2013-01-{day:02d}" for day in range(5, 12))
+        ask = lambda days, **kwargs: checks.DriftCheck(series, "late", "w", parts=days, **kwargs).ask({})  # noqa: E731
+        assert not ask(days).done
+        assert ask(days, severity="warn").value["interval"] == "2013-01-05"
+        assert ask(("2013-01-04", *days)).value["interval"] == "2013-01-04"
 
     def test_what_it_says(self, series: str) -> None:
         assert checks.DriftCheck(series, "late", "2013-01-05", "warn").ask({}) == Answer(

@@ -12,7 +12,7 @@ import yaml
 
 import airflow_ml_provider.templates.load as load
 from airflow_ml_provider.exceptions import SpecError
-from airflow_ml_provider.templates import PipelineConfig, load_config
+from airflow_ml_provider.templates import PipelineConfig, load_config, scoring_dag
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = sorted((ROOT / "dags").glob("*/pipeline.yaml"))
@@ -73,9 +73,29 @@ def _fraction(data):
     data["datasets"]["flights"]["profile"]["minimum"] = {"overall": 90}
 
 
+def _set(*path, to):
+    """Return a change that sets one value."""
+
+    def change(data):
+        for name in path[:-1]:
+            data = data[name]
+        data[path[-1]] = to
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_set("datasets", "flights", "source", to="/l/{partitoin}.csv"), "'partitoin'; did you mean 'partition'"),
+        (_set("datasets", "flights", "wait_s", to=-5), "wait_s must be at least 0 (seconds), got -5"),
+        (_set("datasets", "flights", "key", to=["flight", "fligth_id"]), "'fligth_id'; did you mean 'flight_id'"),
+        (_set("datasets", "weather", "corrected_at", to="nope"), "unknown column in corrected_at 'nope'"),
+        (_set("training", "metric", to="aucc"), "'aucc'; did you mean 'auc'"),
+        (_set("training", "candidates", to=[{"engine": "function"}]), "a function of yours takes @task.train"),
+        (_set("training", "timeout_s", to=0), "timeout_s must be greater than 0 (seconds), got 0"),
+        (_set("operations", "timeout_s", to=0), "timeout_s must be greater than 0 (seconds), got 0"),
+        (_set("training", "segments", "values", to=["EWR", "ewr"]), "give the same model name twice"),
         (_misspell, "unknown key in training 'candidate'; did you mean 'candidates'"),
         (_nested, "unknown key in datasets.flights.profile 'minimun'; did you mean 'minimum'"),
         (_wrong_type, "training.seed must be of type int, got 'seven'"),
@@ -99,6 +119,28 @@ def test_environment_variables_are_filled_in_or_named(tmp_path, monkeypatch):
     monkeypatch.delenv("MY_STORE")
     with pytest.raises(SpecError, match="MY_STORE is not set"):
         load_config(path)
+
+
+def test_relative_places_start_from_the_configuration(tmp_path):
+    path = changed(
+        tmp_path, lambda data: (data.update(store="store"), data["datasets"]["flights"].update(source="in/*"))
+    )
+    config = load_config(path)
+    assert config.place("raw") == str(tmp_path / "store" / "raw")
+    assert scoring_dag(config).get_task("ingest_flights").source == str(tmp_path / "in" / "*")
+    assert load_config(path, store="s3://bucket/ml").place("raw") == "s3://bucket/ml/raw"
+
+
+def test_a_key_that_is_there_twice_does_not_win_silently(tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(FLIGHTS.read_text() + "operations: {retries: 9}\n")
+    with pytest.raises(SpecError, match=r"key 'operations' is there twice, again in line \d+"):
+        load_config(path)
+
+
+def test_models_of_segments_have_the_names_that_training_gives_them(tmp_path):
+    path = changed(tmp_path, _set("training", "segments", "values", to=["New York", "LGA"]))
+    assert load_config(path).models == ("flight_delay_new_york", "flight_delay_lga")
 
 
 def test_what_cannot_be_read_is_an_error_with_its_path(tmp_path):

@@ -66,6 +66,15 @@ def test_training_starts_by_time_and_by_assets(config):
     assert not isinstance(training_dag(by_hand, "no_time").timetable, AssetOrTimeSchedule)
 
 
+def test_assets_of_other_dags_are_meant_by_their_names(config):
+    """Airflow matches assets by name and address; only who defines one knows its address."""
+    starts = replace(config.training, on_assets=("orders", "flight_delay.by_hand"))
+    condition = training_dag(replace(config, training=starts), "others").timetable.asset_condition
+    retrain, orders, own = condition.objects
+    assert (type(orders).__name__, orders.name) == ("AssetNameRef", "orders")
+    assert (retrain.uri, own.uri) == ("x-airflow-ml://flight_delay/retrain", "x-airflow-ml://flight_delay/by_hand")
+
+
 def test_parameters_are_typed_and_described(config):
     for dag in (scoring_dag(config), training_dag(config), rollback_dag(config)):
         for name in dag.params:
