@@ -56,7 +56,7 @@ class Interval:
         for calendar in (cls.of_grain(start, grain) for grain in grains):
             if (calendar.start, calendar.end) == (start, end):
                 return calendar
-        return cls(start, end, _BETWEEN.join(map(_short, (start, end))))
+        return cls(start, end, _BETWEEN.join(map(moment_key, (start, end))))
 
     @classmethod
     def of_grain(cls, moment: datetime, grain: Grain) -> Interval:
@@ -134,15 +134,16 @@ class Interval:
 _FORMS = "YYYY-MM-DD, YYYY-MM-DDTHH, YYYY-MM, START--END, or a full hour"
 
 
-def _short(moment: datetime) -> str:
-    """Return a moment as it stands in a key: no longer than it has to be."""
+def moment_key(moment: datetime) -> str:
+    """Return a moment in UTC as it stands in a key: no longer than it has to be."""
+    moment = _utc(moment)
     if (moment.minute, moment.second, moment.microsecond) != (0, 0, 0):
         return moment.strftime("%Y-%m-%dT%H%M%S" + (".%f" if moment.microsecond else ""))
     return moment.strftime(_FORMAT["hour" if moment.hour else "day"])
 
 
 def _moment(text: str) -> Optional[datetime]:
-    """Return the moment that `_short` wrote, if it is one."""
+    """Return the moment that `moment_key` wrote, if it is one."""
     for form in (_FORMAT["day"], _FORMAT["hour"], "%Y-%m-%dT%H%M%S", "%Y-%m-%dT%H%M%S.%f"):
         try:
             return datetime.strptime(text, form).replace(tzinfo=timezone.utc)

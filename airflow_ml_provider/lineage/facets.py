@@ -16,12 +16,11 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
 from airflow_ml_provider import codec, provenance
-from airflow_ml_provider.intervals import Interval
+from airflow_ml_provider.intervals import Interval, moment_key
 from airflow_ml_provider.lineage import naming
 from airflow_ml_provider.lineage.naming import Dataset
 from airflow_ml_provider.lineage.shapes import facet
@@ -184,10 +183,9 @@ def _condition(ref: Ref, body: Mapping[str, Any], interval: Optional[Interval]) 
     window = ref.interval if isinstance(ref, DatasetRef) and ref.interval else interval
     if not isinstance(ref, DatasetRef) or window is None or Path(ref.uri).suffix or naming.of_ref(ref).partition:
         return None
-    until = Interval.of(window.end, window.end + timedelta(seconds=1)).key
     return {
         "type": "compare", "left": {"type": "field", "field": "interval"},
-        "right": {"type": "literal", "value": until}, "comparison": "LESS_THAN",
+        "right": {"type": "literal", "value": moment_key(window.end)}, "comparison": "LESS_THAN",
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
-from airflow_ml_provider.exceptions import DataError
+from airflow_ml_provider.exceptions import DataError, SpecError
+from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.lineage.naming import Dataset
 
 _FINAL = ("COMPLETE", "FAIL", "ABORT")
@@ -243,5 +244,13 @@ def _covers(subset: Optional[Mapping[str, Any]], part: Dataset) -> bool:
     if condition.get("type") == "partition":
         return any(p.get("dimensions", {}).get("interval") == key for p in condition.get("partitions", ()))
     if condition.get("type") == "compare" and condition.get("comparison") == "LESS_THAN":
-        return key < str(condition.get("right", {}).get("value", ""))
+        return _begins(key) < _begins(str(condition.get("right", {}).get("value", "")))
     return True
+
+
+def _begins(key: str) -> str:
+    """Return when the window of a partition begins, as text that sorts in time order; of another text itself."""
+    try:
+        return Interval.from_key(key).start.isoformat()
+    except SpecError:
+        return key

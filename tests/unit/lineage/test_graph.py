@@ -128,6 +128,30 @@ def test_downstream_finds_what_a_bad_file_has_touched() -> None:
     assert Dataset("mlflow", "delay/1") not in graph.downstream(of_uri(LANDING[7].uri))
 
 
+@pytest.mark.parametrize(
+    ("until", "inside", "outside"),
+    [
+        ("2013-01-08", ["2013-01-07", "2013-01-07T23", "2013-01-07--2013-01-14"], ["2013-01-08", "2013-01-08T00"]),
+        ("2013-01-08T06", ["2013-01-08", "2013-01-08T05"], ["2013-01-08T06", "2013-01-09"]),
+        ("2013-02-01", ["2013-01", "2013-01-31T12--2013-02-03"], ["2013-02", "2013-02-01--2013-02-08"]),
+        ("v2", ["v1"], ["v3"]),
+    ],
+)
+def test_a_partition_is_read_if_its_window_begins_before(until: str, inside: list[str], outside: list[str]) -> None:
+    condition = {"type": "compare", "comparison": "LESS_THAN", "right": {"type": "literal", "value": until}}
+    subset = {"inputFacets": {"subset": {"inputCondition": condition}}}
+    event = {
+        "eventType": "COMPLETE", "run": {"runId": "r"}, "job": {"namespace": "n", "name": "train"},
+        "inputs": [{"namespace": "file", "name": "/s/t", **subset}], "outputs": [{"namespace": "file", "name": "/s/m"}],
+    }  # fmt: skip
+    parts = {key: rows(key, f"/s/t/interval={key}") for key in inside + outside}
+    made = [found for part in parts.values() for found in events("ingest", [], [part], run=part.name)]
+    graph = Graph([*made, event])
+    assert graph.upstream(of_uri("/s/m")) == {of_uri("/s/t"), *(of_uri(parts[key].uri) for key in inside)}
+    for key, part in parts.items():
+        assert (of_uri("/s/m") in graph.downstream(of_uri(part.uri))) == (key in inside)
+
+
 def test_nothing_upstream_of_a_source_or_an_unknown_dataset() -> None:
     graph = Graph(pipeline())
     assert graph.upstream(of_uri(LANDING[0].uri)) == set()
