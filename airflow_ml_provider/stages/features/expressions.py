@@ -11,10 +11,11 @@ from airflow_ml_provider.exceptions import SpecError, unknown_name
 
 # What could reach other rows or tables than those the expression is about, or differ when it runs again.
 _FORBIDDEN = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "STAR": "* or COLUMNS(…)"}
+# Of the clock, of the process or of chance, though DuckDB does not call them volatile; `age` has a second argument.
 _VOLATILE = {
-    "now", "today", "current_date", "current_time", "current_timestamp", "current_localtime", "current_localtimestamp",
-    "get_current_time", "get_current_timestamp", "localtime", "localtimestamp", "transaction_timestamp", "random",
-    "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "nextval", "currval", "getvariable", "getenv",
+    "ago", "current_catalog", "current_localtime", "current_localtimestamp", "current_role", "current_time",
+    "current_timestamp", "current_user", "getenv", "localtime", "localtimestamp", "pg_conf_load_time",
+    "pg_postmaster_start_time", "reservoir_quantile", "session_user", "shuffle", "user",
 }  # fmt: skip
 
 
@@ -56,12 +57,13 @@ def parse(connection: Any, text: str, columns: Iterable[str], what: str, *, aggr
     rows = "its group of rows" if aggregate else "its own row"
     used: dict[str, None] = {}
     parameters: set[str] = set()
+    volatile = _volatile(connection)
     for item in _nodes(node["select_list"][0]):
         kind = item["class"]
-        if kind in _FORBIDDEN or item.get("function_name") in _VOLATILE:
+        if found := _FORBIDDEN.get(kind) or _changing(item, volatile):
             raise SpecError(
-                f"{what} must use nothing but the columns of {rows}, got {text!r} with "
-                f"{_FORBIDDEN.get(kind) or item['function_name'] + '()'}; give it a table of its own in features.yaml"
+                f"{what} must use nothing but the columns of {rows}, got {text!r} with {found}; "
+                "give it a table of its own in features.yaml"
             )
         if kind == "LAMBDA":
             parameters.update(_lambda_parameters(item))
@@ -71,16 +73,47 @@ def parse(connection: Any, text: str, columns: Iterable[str], what: str, *, aggr
     return Expression(wrapped, tuple(used))
 
 
-def reads(connection: Any, query: str, sources: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Return the (source, column) pairs that a query may read: every column it names, in every source it names."""
+def reads(
+    connection: Any, query: str, sources: Mapping[str, tuple[str, ...]], what: str = "sql"
+) -> list[tuple[str, str]]:
+    """Return the (source, column) pairs that a query may read: every column it names, in every source it names.
+
+    Raises:
+        SpecError: it is no query, or would give another result when it runs again.
+    """
+    tree = _tree(connection, query)
+    if tree.get("error") or len(tree["statements"]) != 1:
+        raise SpecError(f"{what} must be one SELECT: {tree.get('error_message', 'there are several statements')}")
+    volatile = _volatile(connection) - {"getvariable"}
+    columns = {column.lower() for names in sources.values() for column in names}
+    for item in _nodes(tree["statements"]):
+        name = item["column_names"][-1].lower() if item["class"] == "COLUMN_REF" else ""
+        word = name if name in volatile - columns and len(item["column_names"]) == 1 else ""
+        if changing := word or _changing(item, volatile):
+            raise SpecError(f"{what} must give the same whenever it runs, got {changing}; getvariable('h') is the time")
     found: dict[str, set[str]] = {"tables": set(), "columns": set()}
-    _names(_tree(connection, query).get("statements", []), found)
+    _names(tree["statements"], found)
     return [(s, c) for s, columns in sources.items() if s in found["tables"] for c in columns if c in found["columns"]]
 
 
 def _tree(connection: Any, query: str) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
     return tree
+
+
+def _volatile(connection: Any) -> set[str]:
+    """Return the functions that may give another result when they run again."""
+    rows = connection.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'")
+    return _VOLATILE | {name for (name,) in rows.fetchall()} - {"error"}
+
+
+def _changing(item: Mapping[str, Any], volatile: set[str]) -> str:
+    """Return the call in a node whose result may change from run to run; empty when there is none."""
+    name = str(item.get("function_name", "")).lower()
+    # `arguments` is DuckDB 2's name for them. `x.age()` has none: x is taken for a schema.
+    if name == "age" and len(item.get("arguments", item.get("children", ()))) < 2:
+        return "age() of one moment, which counts up to today"
+    return f"{name}()" if name in volatile else ""
 
 
 def _check_known(names: list[str], by_lower: Mapping[str, str], parameters: set[str], what: str) -> None:

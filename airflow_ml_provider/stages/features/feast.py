@@ -73,12 +73,14 @@ def _online(work: Work, session: Session, computed: Mapping[str, Computed]) -> t
         # Another run may have computed later intervals that are not materialised yet; their rows are none of ours.
         horizon = replace(interval, end=session.newest(view.name, interval))
         visible = compute.files(view, work.store, horizon)
-        count += online.materialise(work.connection, session, view, _own(work, view), visible, interval)
+        with compute.explained(f"feature view {view.name}"):
+            count += online.materialise(work.connection, session, view, _own(work, view), visible, interval)
     newest = max((session.newest(view.name, interval) for view in shown), default=interval.end)
     if newest == interval.end:
         for view in shown:
             until = compute.files(view, work.store, interval)
-            views[view.name] = online.skew(work.connection, session, view, _own(work, view), until, interval)
+            with compute.explained(f"feature view {view.name}"):
+                views[view.name] = online.skew(work.connection, session, view, _own(work, view), until, interval)
     return count, _report(work, computed, views, newest)
 
 

@@ -36,10 +36,11 @@ def write(
         *values, count = found[0]
         raise DataError(f"spine.key {list(rows.spine.key)} does not identify the rows: {count} of them have {values}")
     files = {pick.view.name: compute.files(pick.view, store, until) for pick in picks}
-    query = asof.join(connection, "__spine", EVENT, picks, files, rows.join_keys(picks))
     names = [row[0] for row in connection.execute("DESCRIBE __spine").fetchall()]
     columns = f"* EXCLUDE ({LABEL}), {LABEL}" if LABEL in names else "*"
-    tables.write(connection, f"SELECT {columns} FROM ({query}) ORDER BY {EVENT}, {keys}", path)
+    with compute.explained(f"feature views {', '.join(pick.view.name for pick in picks)}"):
+        query = asof.join(connection, "__spine", EVENT, picks, files, rows.join_keys(picks))
+        tables.write(connection, f"SELECT {columns} FROM ({query}) ORDER BY {EVENT}, {keys}", path)
 
 
 def lineage(picks: Sequence[Pick]) -> Lineage:

@@ -11,7 +11,7 @@ from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.stages.features import definition, expressions, sources
 from airflow_ml_provider.stages.features.definition import CREATED, EVENT
-from airflow_ml_provider.stages.features.sources import PART, ROW
+from airflow_ml_provider.stages.features.sources import CORRECTED, PART, ROW
 from airflow_ml_provider.stages.features.windows import Lineage
 
 _q = tables.quote_name
@@ -39,8 +39,7 @@ def known_by(source: sources.Table, used: tuple[str, ...], *moments: str) -> str
     is blanked.
     """
     late = dict.fromkeys(source.late[name] for name in used if name in source.late)
-    corrected = [source.source.corrected_at] if source.source.corrected_at else []
-    others = [_q(name) for name in dict.fromkeys((*late, *corrected))]
+    others = [*map(_q, late), CORRECTED]
     test = " AND ".join(f"{m} IS NOT NULL" for m in moments)
     return f"CASE WHEN {test} THEN greatest({', '.join((*moments, *others))}) END"
 
@@ -69,7 +68,7 @@ def query(
     known = known_by(source, used, *moments)
     entity = ", ".join(map(_q, table.entity))
     conditions = [f"{_q(c)} IS NOT NULL" for c in table.entity] + ([where.text] if where else [])
-    blanked = f"SELECT {sources.masked(source, None)}, {PART}, {ROW} FROM {source.view}"
+    blanked = f"SELECT {sources.masked(source, None)}, {PART}, {ROW}, {CORRECTED} FROM {source.view}"
     body = ", ".join(f"{e.text} AS {_q(c)}" for c, e in columns.items())
     version = f", {_q(source.source.version)} AS __version" if source.source.version else ""
     newest = [*(["__version DESC"] if version else []), f"{PART} DESC", f"{ROW} DESC"]

@@ -21,7 +21,7 @@ from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.stages.features.spec import Source
 
-PART, ROW, FROM, UNTIL = "__part", "__row", "__from", "__until"
+PART, ROW, CORRECTED, FROM, UNTIL = "__part", "__row", "__corrected", "__from", "__until"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FOREVER = "TIMESTAMPTZ 'infinity'"
 _ALWAYS = "TIMESTAMPTZ '-infinity'"
@@ -34,7 +34,8 @@ class Table:
     Attributes:
         name: its name.
         source: as given.
-        view: SQL name of the relation of all rows, with all versions, timestamps in UTC, and `__part`, `__row`.
+        view: SQL name of the relation of all rows, with all versions, timestamps in UTC, `__part` and `__row` (where it
+            stands) and `__corrected` (when a later version of a row became known, else null).
         columns: column to type.
         late: column to the column that says when its value is known.
         files: what is read.
@@ -75,7 +76,8 @@ def open_source(connection: Any, name: str, source: Source, until: Interval) -> 
     """Open one source.
 
     Raises:
-        DataError: there is no data up to the interval, or it cannot be read.
+        DataError: there is no data up to the interval, it cannot be read, or nothing says when a later version of a
+            row became known.
         SpecError: a column of the source's description does not exist.
     """
     path = tables.local_path(source.root)
@@ -93,8 +95,10 @@ def open_source(connection: Any, name: str, source: Source, until: Interval) -> 
     view = tables.quote_name(f"__source_{name}")
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW {view} AS "
-        f"SELECT {', '.join(select)}, {part} AS {PART}, file_row_number AS {ROW} FROM {read}"
+        f"SELECT {', '.join(select)}, {part} AS {PART}, file_row_number AS {ROW}, "
+        f"{_corrected(source, columns)} AS {CORRECTED} FROM {read}"
     )
+    _check_versions(connection, name, source, columns, view)
     own = tuple(key for key in map(_key, files) if key == until.key or _within(key, until))
     return Table(name, source, view, columns, _late(source, columns), tuple(files), own)
 
@@ -138,8 +142,7 @@ def versions(table: Table, keys_where: Optional[str] = None) -> str:
     Parameters:
         keys_where: only keys that have some version fulfilling this predicate are looked at.
     """
-    source = table.source
-    corrected = f"coalesce({_q(source.corrected_at)}, {_ALWAYS})" if source.corrected_at else _ALWAYS
+    source, corrected = table.source, f"coalesce({CORRECTED}, {_ALWAYS})"
     where = f" WHERE {keys_where}" if keys_where else ""
     if not source.key:
         return f"SELECT *, {corrected} AS {FROM}, {_FOREVER} AS {UNTIL} FROM {table.view}{where}"
@@ -194,6 +197,30 @@ def _check(name: str, source: Source, columns: Mapping[str, str]) -> None:
     for column in (source.corrected_at, *source.known_at.values()):
         if column is not None and not columns[column].startswith("TIMESTAMP"):
             raise SpecError(f"source {name!r}: {column!r} says when something became known and must be a timestamp")
+
+
+def _corrected(source: Source, columns: Mapping[str, str]) -> str:
+    """Return SQL for when a version became known as a correction; null for the first one, which always counts."""
+    if source.corrected_at:
+        return f"CAST({_q(source.corrected_at)} AS TIMESTAMPTZ)"
+    if not source.key or not source.version or not columns[source.version].startswith("TIMESTAMP"):
+        return "NULL::TIMESTAMPTZ"
+    version, keys = f"CAST({_q(source.version)} AS TIMESTAMPTZ)", ", ".join(map(_q, source.key))
+    return f"CASE WHEN {version} > min({version}) OVER (PARTITION BY {keys}) THEN {version} END"
+
+
+def _check_versions(connection: Any, name: str, source: Source, columns: Mapping[str, str], view: str) -> None:
+    """Raise `DataError` when a row has versions of which nothing says when the later ones became known."""
+    if not source.key or not source.version or source.corrected_at or columns[source.version].startswith("TIMESTAMP"):
+        return
+    keys, version = ", ".join(map(_q, source.key)), _q(source.version)
+    query = f"SELECT {keys}, min({version}), max({version}) FROM {view} GROUP BY {keys}"
+    if found := connection.execute(f"{query} HAVING min({version}) <> max({version}) ORDER BY ALL LIMIT 1").fetchall():
+        *key, first, last = found[0]
+        raise DataError(
+            f"source {name!r}: the row {key} has versions {first} to {last}, and {source.version!r}, which is no "
+            "timestamp, does not say when the later ones became known; name a column that does as corrected_at"
+        )
 
 
 def _columns(connection: Any, name: str, read: str) -> dict[str, str]:

@@ -20,7 +20,8 @@ class Source:
     Attributes:
         root: root folder of the table, or one Parquet file.
         key: columns that identify a row; of several versions of a row the newest known one counts.
-        version: column that orders the versions.
+        version: column that orders the versions. A timestamp also says when a later version became known, unless
+            `corrected_at` does.
         corrected_at: timestamp column that says when a corrected version of a row became known, null for the first
             version; before that moment the earlier version counts.
         known_at: column to the timestamp column that says when its value became known (see ingest's `Column`).

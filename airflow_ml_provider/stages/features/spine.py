@@ -87,9 +87,13 @@ class Rows:
         return f"SELECT {', '.join(body)} FROM ({rows})" + (f" WHERE {self.where.text}" if self.where else "")
 
     def labels_known_in(self, interval: Interval) -> str:
-        """Return SQL for the outcomes that became known during an interval, whatever their t; corrected ones again."""
-        keys = ", ".join(map(_q, self.spine.key))
-        inner = self._labelled(f"SELECT * FROM {self.source.view}", f", {PART}, {ROW}, {self._version()} AS __version")
+        """Return SQL for the outcomes that became known during an interval, whatever their t; corrected ones again.
+
+        One that was corrected or withdrawn before the interval's end is not told.
+        """
+        keys, end = ", ".join(map(_q, self.spine.key)), timestamp(interval.end)
+        newest = f"SELECT * FROM ({sources.versions(self.source)}) WHERE {FROM} < {end} AND {end} <= {UNTIL}"
+        inner = self._labelled(newest, f", {PART}, {ROW}, {self._version()} AS __version")
         return (
             f"SELECT {keys}, {EVENT}, {LABEL}, {KNOWN} FROM ({inner}) "
             f"WHERE {LABEL} IS NOT NULL AND {became_known(KNOWN, self.source, interval)} "

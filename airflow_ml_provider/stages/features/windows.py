@@ -59,7 +59,10 @@ WITH known AS (
   SELECT *, unnest(range({after}, {until} + 1, {step})) AS {_H} FROM known WHERE {_KNOWN} {reached}
 ), seen AS MATERIALIZED (
   SELECT {sources.masked(source, h)}, {_KNOWN}, {_H} FROM spread WHERE {FROM} < {h} AND {h} <= {UNTIL}
-), points AS (SELECT DISTINCT {entity}, {_H} FROM seen)
+), points AS (
+  -- Also where a correction withdrew the row, or gave it to another entity: a row must say that it no longer counts.
+  SELECT DISTINCT {entity}, {_H} FROM spread WHERE {FROM} < {h} AND {FROM} < {UNTIL}
+)
 SELECT {entity}, {h} AS {EVENT}, {h} AS {CREATED}"""
     joins = ""
     for i, (window, length) in enumerate(zip(table.windows, window_s)):
@@ -90,12 +93,13 @@ def snapshot(
     """
     h = "getvariable('h')"
     for source in opened.values():
-        hidden = ", ".join((FROM, UNTIL, sources.PART, sources.ROW))
-        body = f"SELECT * EXCLUDE ({hidden}) FROM ({sources.versions(source)}) WHERE {FROM} < {h} AND {h} <= {UNTIL}"
         connection.execute("SET VARIABLE h = TIMESTAMPTZ 'infinity'")
         connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW {_q(source.name)} AS SELECT {sources.masked(source, h)} FROM ({body})"
+            f"CREATE OR REPLACE TEMP VIEW {_q(source.name)} AS SELECT {sources.masked(source, h)} "
+            f"FROM ({sources.versions(source)}) WHERE {FROM} < {h} AND {h} <= {UNTIL}"
         )
+    known = {n: tuple(source.columns) for n, source in opened.items()}
+    used = expressions.reads(connection, table.sql or "", known, f"table {name!r}: sql")
     target = _q(f"__snapshot_{name}")
     entity = ", ".join(map(_q, table.entity))
     select = f"SELECT {entity}, {h} AS {EVENT}, {h} AS {CREATED}, * EXCLUDE ({entity}) FROM (\n{table.sql}\n)"
@@ -107,7 +111,6 @@ def snapshot(
         connection.execute(f"INSERT INTO {target} FROM ({select}) WHERE {some}")
     columns = [row[0] for row in connection.execute(f"DESCRIBE {target}").fetchall()]
     features = [c for c in columns if c not in (*table.entity, EVENT, CREATED)]
-    used = expressions.reads(connection, table.sql or "", {n: tuple(s.columns) for n, s in opened.items()})
     return f"SELECT * FROM {target} ORDER BY ALL", dict.fromkeys(features, used)
 
 

@@ -18,6 +18,8 @@ COLUMNS = ("origin", "dep_delay", "scheduled_departure", "Arr Delay")
         ("CASE WHEN origin = 'EWR' THEN 1 END -- a comment", ("origin",)),
         ("list_transform([1, 2], lambda x: x + dep_delay)", ("dep_delay",)),
         ("1", ()),
+        ("age(scheduled_departure, TIMESTAMPTZ '2013-01-01')", ("scheduled_departure",)),
+        ("CASE WHEN origin = '' THEN error('no origin') END", ("origin",)),
     ],
 )
 def test_columns_that_an_expression_uses(connection: Any, text: str, used: tuple[str, ...]) -> None:
@@ -33,6 +35,13 @@ def test_columns_that_an_expression_uses(connection: Any, text: str, used: tuple
         ("COLUMNS('dep.*')", r"\* or COLUMNS"),
         ("now() - scheduled_departure", r"now\(\)"),
         ("random()", r"random\(\)"),
+        ("system.main.RANDOM()", r"random\(\)"),
+        ("date_part('year', age(scheduled_departure))", r"age\(\) of one moment"),
+        ("txid_current()", r"txid_current\(\)"),
+        ("current_setting('TimeZone')", r"current_setting\(\)"),
+        ("ago(INTERVAL 1 DAY)", r"ago\(\)"),
+        ("reservoir_quantile(dep_delay, 0.5)", r"reservoir_quantile\(\)"),
+        ("current_timestamp", "current_timestamp"),
         ("dep_delya", "did you mean 'dep_delay'"),
         ("dep_delay, origin) FROM t --", "must be one SQL expression"),
         ("1; DROP TABLE t", "must be one SQL expression"),
@@ -50,3 +59,25 @@ def test_what_a_query_reads(connection: Any) -> None:
     assert expressions.reads(connection, query, known) == [
         ("flights", "origin"), ("flights", "dep_delay")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELECT origin, now() AS t FROM flights", r"got now\(\)"),
+        ("SELECT origin FROM flights WHERE scheduled_departure < current_date", "got current_date"),
+        ("FROM (SELECT origin, random() AS r FROM flights)", r"got random\(\)"),
+        ("SELECT origin, age(scheduled_departure) AS a FROM flights", "of one moment"),
+        ("SELECT origin FROM", "t: sql must be one SELECT: "),
+        ("SELECT 1; SELECT 2", "t: sql must be one SELECT: there are several"),
+    ],
+)
+def test_a_query_gives_the_same_whenever_it_runs(connection: Any, query: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        expressions.reads(connection, query, {"flights": COLUMNS}, "t: sql")
+
+
+def test_a_query_may_know_its_grid_point_and_columns_may_have_any_name(connection: Any) -> None:
+    query = "SELECT user, current_date FROM logins WHERE scheduled < getvariable('h')"
+    columns = ("user", "current_date", "scheduled")
+    assert {c for _, c in expressions.reads(connection, query, {"logins": columns})} == {*columns}

@@ -110,3 +110,86 @@ def test_ref_has_a_digest_over_all_partitions(
     assert (first.rows, both.rows) == (1, 2)
     assert first.uri == both.uri == source.root
     assert first.digest != both.digest
+
+
+WEATHER = {"origin": "VARCHAR", "observed_at": "TIMESTAMPTZ", "temp": "INTEGER", "recorded_at": "TIMESTAMPTZ"}
+
+
+def observed(kit: SimpleNamespace, temp: int, recorded: str) -> dict[str, Any]:
+    return {"origin": "EWR", "observed_at": kit.at("9"), "temp": temp, "recorded_at": kit.at(recorded)}
+
+
+def test_a_version_that_is_a_timestamp_says_when_a_later_version_became_known(
+    connection: Any, write: Callable[..., Any], kit: SimpleNamespace
+) -> None:
+    """The first version counts always: what says that its values became known later is `known_at`."""
+    rows = [observed(kit, 1, "9:30"), observed(kit, 99, "18:00"), observed(kit, 5, "12:00"), observed(kit, 1, "9:30")]
+    root = write("weather", kit.day(), rows, WEATHER)
+    source = Source(str(root), key=("origin", "observed_at"), version="recorded_at")
+    table = sources.open_source(connection, "weather", source, kit.day())
+
+    def temp_before(clock: str) -> list[int]:
+        h = f"TIMESTAMPTZ '{kit.at(clock).isoformat()}'"
+        query = f"SELECT temp FROM ({sources.versions(table)}) WHERE __from < {h} AND {h} <= __until"
+        return [row[0] for row in connection.execute(query).fetchall()]
+
+    seen = {clock: temp_before(clock) for clock in ("9", "12", "12:01", "18", "18:01")}
+    assert seen == {"9": [1], "12": [1], "12:01": [5], "18": [5], "18:01": [99]}
+
+
+def test_a_version_that_says_nothing_of_time_needs_a_moment_of_correction(
+    connection: Any, write: Callable[..., Any], kit: SimpleNamespace
+) -> None:
+    types = {"origin": "VARCHAR", "revision": "INTEGER", "fixed": "TIMESTAMPTZ"}
+    rows = [{"origin": o, "revision": r, "fixed": kit.at("9") if r > 1 else None} for o, r in [("A", 1), ("B", 1)]]
+    root = write("t", kit.day(), rows, types)
+    source = Source(str(root), key=("origin",), version="revision")
+    assert sources.open_source(connection, "t", source, kit.day()).files
+    rows.append({"origin": "B", "revision": 2, "fixed": kit.at("9")})
+    write("t", kit.day(), rows, types)
+    with pytest.raises(DataError, match=r"row \['B'\] has versions 1 to 2, and 'revision', which is no timestamp"):
+        sources.open_source(connection, "t", source, kit.day())
+    table = sources.open_source(connection, "t", replace(source, corrected_at="fixed"), kit.day())
+    count = f"SELECT count(*) FROM ({sources.versions(table)}) WHERE __until = TIMESTAMPTZ 'infinity'"
+    assert connection.execute(count).fetchall() == [(2,)]
+
+
+def of(start: str, end: str) -> Interval:
+    return Interval.of(*(datetime.fromisoformat(text) for text in (start, end)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "until", "seen"),
+    [
+        # A delivery of a week is complete only at its end: its own first days do not see it.
+        ([("2013-01-07T00Z", "2013-01-14T00Z")], ("2013-01-08T00Z", "2013-01-09T00Z"), 0),
+        ([("2013-01-07T00Z", "2013-01-14T00Z")], ("2013-01-13T00Z", "2013-01-14T00Z"), 1),
+        # Six-hour windows: those that end by the end of the run's.
+        (
+            [("2013-01-07T00Z", "2013-01-07T06Z"), ("2013-01-07T06Z", "2013-01-07T12Z")],
+            ("2013-01-07T00Z", "2013-01-07T06Z"), 1,
+        ),
+        (
+            [("2013-01-07T00Z", "2013-01-07T06Z"), ("2013-01-07T06Z", "2013-01-07T12Z")],
+            ("2013-01-07T00Z", "2013-01-08T00Z"), 2,
+        ),
+        # Days of New York, and the day of UTC, which ends earlier.
+        (
+            [("2013-01-06T00-05", "2013-01-07T00-05"), ("2013-01-07T00-05", "2013-01-08T00-05")],
+            ("2013-01-07T00-05", "2013-01-08T00-05"), 2,
+        ),
+        (
+            [("2013-01-06T00-05", "2013-01-07T00-05"), ("2013-01-07T00-05", "2013-01-08T00-05")],
+            ("2013-01-07T00Z", "2013-01-08T00Z"), 1,
+        ),
+    ],
+)  # fmt: skip
+def test_windows_that_are_no_days_neither_leak_nor_get_lost(
+    write: Callable[..., Any], parts: list[tuple[str, str]], until: tuple[str, str], seen: int
+) -> None:
+    def fixed(text: str) -> str:
+        return text.replace("Z", ":00+00:00").replace("T00-05", "T00:00-05:00")
+
+    for start, end in parts:
+        root = write("t", of(fixed(start), fixed(end)), [{"a": 1}], {"a": "INTEGER"})
+    assert len(sources.visible(str(root), of(*map(fixed, until)))) == seen

@@ -127,6 +127,18 @@ def test_labels_come_when_they_are_known_and_again_when_corrected(
         assert labels(connection, kit, rows(source, offset), offset) == expected
 
 
+def test_an_outcome_that_was_superseded_before_the_end_of_the_interval_is_not_told(
+    connection: Any, rows: Any, flights: Callable[..., Source], kit: SimpleNamespace
+) -> None:
+    """Whether the newer version withdrew it, or had come before it."""
+    day = {"hours": 2, "corrected": kit.at("12:00")}
+    withdrawn = kit.flight("a", kit.at("8:00"), 0, None, **day)
+    newer, older = kit.flight("b", kit.at("8:00"), 0, 30, **day), kit.flight("b", kit.at("8:00"), 0, 10)
+    source = flights(day0=[kit.flight("a", kit.at("8:00"), 0, 30), withdrawn, newer], day1=[older])
+    assert labels(connection, kit, rows(source, 0), 0) == [("b", 1, kit.at("12:00"))]
+    assert labels(connection, kit, rows(source, 1), 1) == []
+
+
 def test_labels_as_of_a_moment(
     connection: Any, rows: Any, flights: Callable[..., Source], kit: SimpleNamespace
 ) -> None:

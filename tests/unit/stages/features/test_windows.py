@@ -181,7 +181,7 @@ def brute_force(rows: list[dict[str, Any]], interval: Interval) -> dict[tuple[st
         left = [row for row in known.values() if row["actual_departure"] and row["actual_departure"] < h]
         for origin in ("EWR", "JFK"):
             here = [row for row in left if row["origin"] == origin]
-            if not any(row["actual_departure"] >= h - timedelta(hours=6) for row in here):
+            if not any(h - timedelta(hours=6) <= left < h for left in ever(rows, origin, h)):
                 continue
             line: dict[str, Any] = {}
             for length in (1, 5):
@@ -190,6 +190,33 @@ def brute_force(rows: list[dict[str, Any]], interval: Interval) -> dict[tuple[st
                 line[f"n_{length}h"] = len(inside)
             expected[(origin, f"{h:%H:%M}")] = line
     return expected
+
+
+def ever(rows: list[dict[str, Any]], origin: str, h: datetime) -> list[datetime]:
+    """Return the departures from an origin by all versions that counted before h for some time, also withdrawn ones."""
+    found = []
+    for i, row in enumerate(rows):
+        newer = [r["corrected_at"] for r in rows[i + 1 :] if r["flight_id"] == row["flight_id"]]
+        since = row["corrected_at"]
+        superseded = any(moment is None or (since and moment <= since) for moment in newer)
+        if row["actual_departure"] and row["origin"] == origin and not superseded and (since is None or since < h):
+            found.append(row["actual_departure"])
+    return found
+
+
+def test_a_withdrawn_row_leaves_an_empty_window_behind(
+    rolling: Any, flights: Callable[..., Source], kit: SimpleNamespace
+) -> None:
+    """Without a row that says so, an as-of join would find the value from before the correction."""
+    fixed = kit.at("10:30")
+    withdrawn = kit.flight("a", kit.at("9:00"), corrected=fixed)
+    moved = kit.flight("b", kit.at("9:00"), 20, corrected=fixed, origin="JFK")
+    first = [kit.flight("a", kit.at("9:00"), 10), kit.flight("b", kit.at("9:00"), 20)]
+    rows = rolling(flights(day0=[*first, withdrawn, moved]), windows=["3h"])
+    at_ewr = {clock: (row["n_3h"], row["mean_3h"]) for (origin, clock), row in rows.items() if origin == "EWR"}
+    assert at_ewr["10:00"] == (2, 15.0)
+    assert at_ewr["11:00"] == (0, None)
+    assert rows["JFK", "11:00"]["n_3h"] == 1
 
 
 @pytest.fixture
@@ -227,6 +254,12 @@ def test_a_snapshot_can_name_its_grid_point(
     assert {f"{r['event_timestamp']:%H:%M}": (r["mean_3h"], r["n_3h"]) for r in rows} == {
         "09:00": (30.0, 1), "10:00": (30.0, 1), "11:00": (45.0, 2), "12:00": (60.0, 1), "13:00": (60.0, 1),
     }  # fmt: skip
+
+
+def test_a_snapshot_cannot_ask_the_clock(snapshot: Any, flights: Callable[..., Source], kit: SimpleNamespace) -> None:
+    sql = "SELECT origin, count(*) AS n FROM flights WHERE scheduled_departure < now() GROUP BY origin"
+    with pytest.raises(SpecError, match=r"table 't': sql must give the same whenever it runs, got now\(\)"):
+        snapshot(flights(day0=[kit.flight("a", kit.at("8:00"), 30)]), sql)
 
 
 def test_grid_points_are_multiples_since_1970(kit: SimpleNamespace) -> None:
