@@ -147,31 +147,33 @@ def people(value: Any) -> Iterable[str]:
     """Return the names of those who approved.
 
     Parameters:
-        value: names, text that lists names, or what Airflow's `ApprovalOperator` returns; nested as you like.
+        value: text that lists names, a list of names, or what Airflow's `ApprovalOperator` returns; nested as you
+            like. Only text that is not an item of a list is divided at its commas: `Doe, Jane` in a list is one person.
     """
     if not value:
         return
     if isinstance(value, str):
-        yield from _from_text(value)
+        yield from _from_text(value, ",")
     elif isinstance(value, Mapping):
         if "responded_by_user" not in value and not value.get("name"):
             raise invalid("approved_by", dict(value), "names, or the result of an ApprovalOperator")
         if APPROVE in value.get("chosen_options", [APPROVE]):
             user = value.get("responded_by_user", value) or {}
-            yield from _from_text(str(user.get("name") or user.get("id") or ""))
+            yield from filter(None, [str(user.get("name") or user.get("id") or "").strip()])
     elif isinstance(value, Iterable):
         for item in value:
-            yield from people(item)
+            yield from _from_text(item) if isinstance(item, str) else people(item)
     else:
         raise invalid("approved_by", value, "names, or the result of an ApprovalOperator")
 
 
-def _from_text(text: str) -> Iterable[str]:
+def _from_text(text: str, separator: str | None = None) -> Iterable[str]:
     text = text.strip()
-    if text.startswith("["):  # a list that a template has turned into text
+    if text.startswith(("[", "{")):  # a list or an approval that a template has turned into text
         try:
-            yield from people(ast.literal_eval(text))
+            found = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            raise invalid("approved_by", text, "a list of names") from None
+            raise invalid("approved_by", text, "names, or the result of an ApprovalOperator") from None
+        yield from people(found)
     elif text and text != "None":
-        yield from (name.strip() for name in text.split(",") if name.strip())
+        yield from (name.strip() for name in (text.split(separator) if separator else [text]) if name.strip())

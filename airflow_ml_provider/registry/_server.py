@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -84,14 +85,15 @@ def errors(uri: str) -> Iterator[None]:
     except MlError:
         raise
     except MlflowException as error:
-        raise translated(error, uri) from error
+        raise translated(error, uri) from _cause(error, uri)
     except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
-        raise Unavailable(f"MLflow at {shown(uri)} did not answer: {error}") from error
+        told = f"MLflow at {shown(uri)} did not answer: {_without(_credentials(uri), str(error))}"
+        raise Unavailable(told) from _cause(error, uri)
 
 
 def translated(error: Any, uri: str) -> MlError:
     """Return this package's error for one of MLflow's."""
-    status, text = error.get_http_status_code(), str(error)
+    status, text = error.get_http_status_code(), _without(_credentials(uri), str(error))
     if error.error_code in ABSENT:
         return DataError(f"MLflow at {shown(uri)}: {text}")
     if status in (401, 403):
@@ -112,5 +114,22 @@ def is_absent(error: Exception) -> bool:
 
 def shown(uri: str) -> str:
     """Return an address without the credentials that it may carry."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else uri
+    return _without(_credentials(uri), uri)
+
+
+def _credentials(uri: str) -> str:
+    """Return `login:password@` of an address; empty without."""
+    rest = uri.partition("://")[2]
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority or re.fullmatch(r"[^:]*(:\d*)?|\[.*\](:\d*)?", authority):
+        rest = authority  # a later @ is one of the path
+    return rest[: rest.rfind("@") + 1]  # else of the password: a database's may hold a slash
+
+
+def _without(credentials: str, text: str) -> str:
+    return text.replace(credentials, "") if credentials else text
+
+
+def _cause(error: BaseException, uri: str) -> Optional[BaseException]:
+    """Return what an error is raised from: nothing that would bring credentials of the address into the log."""
+    return None if _credentials(uri) else error

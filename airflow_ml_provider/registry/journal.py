@@ -1,4 +1,4 @@
-"""The journal of an alias: who held it for data of which time, as a chain of entries. Pure.
+"""The journal of an alias: who held it for data of which time, as a chain of entries, and who holds it now. Pure.
 
 An entry carries the digest of the entry before it, so that one that was removed or altered later shows. Entries are
 never changed; what was decided wrongly is answered by a further entry.
@@ -6,13 +6,14 @@ never changed; what was decided wrongly is answered by a further entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, Optional
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import IntegrityError, SpecError
+from airflow_ml_provider.refs import ModelRef
 
 Action = Literal["promote", "rollback"]
 
@@ -57,6 +58,25 @@ class JournalEntry:
     def digest(self) -> str:
         """`sha256:…` of the entry, the digest of the one before it included."""
         return codec.digest(self)
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Who holds an alias now.
+
+    Attributes:
+        models: the version that MLflow's alias points to and, where that is another one, the last holder by the
+            journal; none before the first promotion.
+        agreed: alias and journal name the same version. They do not after a move that was not completed, or was made
+            by hand.
+    """
+
+    models: tuple[ModelRef, ...] = ()
+    agreed: bool = True
+
+    def besides(self, model: ModelRef) -> tuple[ModelRef, ...]:
+        """Return the holders that are other models: whom `model` would replace."""
+        return tuple(holder for holder in self.models if holder.digest != model.digest)
 
 
 def parse(texts: Mapping[str, str], where: str) -> tuple[JournalEntry, ...]:
@@ -115,11 +135,19 @@ def rolled_back(entries: Iterable[JournalEntry]) -> set[str]:
     return bad
 
 
-def last_healthy(entries: Sequence[JournalEntry], current: Optional[str]) -> Optional[JournalEntry]:
-    """Return the newest entry whose version is not `current`, which holds the alias, and was not rolled back from."""
-    bad = rolled_back(entries)
-    healthy = [entry for entry in entries if entry.version != current and entry.version not in bad]
-    return healthy[-1] if healthy else None
+def last_healthy(
+    entries: Sequence[JournalEntry], current: Optional[str], there: Optional[Collection[str]] = None
+) -> Optional[JournalEntry]:
+    """Return the newest entry whose version is not `current`, which holds the alias, and was not rolled back from.
+
+    Parameters:
+        there: versions that were not deleted since; none is all.
+    """
+    bad = rolled_back(entries) | {current}
+    for entry in reversed(entries):
+        if entry.version not in bad and (there is None or entry.version in there):
+            return entry
+    return None
 
 
 def of_run(
@@ -128,6 +156,16 @@ def of_run(
     """Return the entry that the task of `identity` wrote (about `version`, if given); none if it wrote none."""
     for entry in entries:
         if identity and (entry.identity, entry.action) == (identity, action) and version in (None, entry.version):
+            return entry
+    return None
+
+
+def promoted_by(
+    entries: Iterable[JournalEntry], dag_id: str, run_id: str, version: Optional[str]
+) -> Optional[JournalEntry]:
+    """Return the entry by which a run promoted a version; none if it did not."""
+    for entry in entries:
+        if (entry.action, entry.dag_id, entry.run_id, entry.version) == ("promote", dag_id, run_id, version):
             return entry
     return None
 

@@ -23,7 +23,9 @@ class Ledger:
     """The tags `airflow_ml.journal.ALIAS.000001` … of a registered model, and `airflow_ml.head.ALIAS`.
 
     MLflow can neither append nor compare-and-set a tag. So a writer first raises its claim, a tag of its own, and
-    only then looks for the claims of others: of two writers at least one sees the other and gives way.
+    only then looks for the claims of others: of two writers at least one sees the other and gives way. The tries of one
+    task share a tag: a retry takes the claim of a killed try over at once, and a try that was thought dead and is not
+    finds a token in it that is not its own, and gives way.
     """
 
     def __init__(self, client: Any, name: str, alias: str) -> None:
@@ -32,6 +34,7 @@ class Ledger:
         self._claim = f"airflow_ml.claim.{alias}."
         self._head = f"airflow_ml.head.{alias}"
         self._where = f"{name}@{alias}"
+        self._mine = self._token = ""
         self._since = float("-inf")
 
     def read(self) -> tuple[JournalEntry, ...]:
@@ -60,23 +63,47 @@ class Ledger:
         Raises:
             Conflict: somebody else wrote at the same time.
         """
-        if time.monotonic() - self._since > LEASE_S / 2:
-            raise Conflict(f"journal of {self._where}: the claim to write has lapsed; try again")
         entry = journal.chained(entries, entry)
         key, text = f"{self._entry}{entry.seq:06d}", codec.canonical(entry)
-        if key in self._tags():
+        if key in self.confirm():
             raise Conflict(f"journal of {self._where}: entry {entry.seq} was written by somebody else meanwhile")
         self._client.set_registered_model_tag(self._name, key, text)
-        if self._tags().get(key) != text:
+        if self.confirm().get(key) != text:
             raise Conflict(f"journal of {self._where}: entry {entry.seq} was overwritten by somebody else")
-        self.write_head(entry)
         return entry
 
-    def write_head(self, entry: JournalEntry) -> None:
-        """Note which entry is the last, so that its removal shows."""
-        text = codec.canonical({"seq": entry.seq, "digest": entry.digest})
-        if self._tags().get(self._head) != text:
+    def write_head(self, entry: JournalEntry) -> JournalEntry:
+        """Note which entry is the last, so that its removal shows; only while the claim is held. Return that entry.
+
+        It is the one that stands where `entry` was written: an earlier try that gives way only now may have put its own
+        there, which says the same but for the time.
+
+        Raises:
+            Conflict: another task's entry stands there.
+        """
+        while True:
+            tags = self.confirm()
+            stands = next((found for found in self._parse(tags) if found.seq == entry.seq), None)
+            if stands is None or stands.identity != entry.identity:
+                raise Conflict(f"journal of {self._where}: entry {entry.seq} was overwritten by somebody else")
+            text = codec.canonical({"seq": stands.seq, "digest": stands.digest})
+            if tags.get(self._head) == text:
+                return stands
             self._client.set_registered_model_tag(self._name, self._head, text)
+
+    def confirm(self) -> dict[str, str]:
+        """Return the tags of the model as they are now; before every write.
+
+        Raises:
+            Conflict: the claim is not held any more.
+        """
+        tags = self._tags()
+        if tags.get(self._mine) != self._token or time.monotonic() - self._since > LEASE_S / 2:
+            raise Conflict(
+                f"journal of {self._where}: the claim to write has lapsed, or another try of this task took it over; "
+                "try again"
+            )
+        return tags
 
     @contextmanager
     def claim(self, identity: str) -> Iterator[None]:
@@ -85,20 +112,22 @@ class Ledger:
         Raises:
             Conflict: another task writes; try again.
         """
-        mine = f"{self._claim}{identity or uuid.uuid4().hex[:16]}"
+        self._mine = f"{self._claim}{identity or uuid.uuid4().hex[:16]}"
+        self._token = f"{time.time()} {uuid.uuid4().hex}"
         self._since = time.monotonic()
-        self._client.set_registered_model_tag(self._name, mine, json.dumps(time.time()))
+        self._client.set_registered_model_tag(self._name, self._mine, self._token)
         try:
             now = time.time()
-            for key, text in self._tags().items():
-                if not key.startswith(self._claim) or key == mine:
+            for key, text in self.confirm().items():
+                if not key.startswith(self._claim) or key == self._mine:
                     continue
                 if now - _seconds(text) < LEASE_S:
                     raise Conflict(f"journal of {self._where}: task {key[len(self._claim) :]} is writing; try again")
                 self._client.delete_registered_model_tag(self._name, key)
             yield
         finally:
-            self._client.delete_registered_model_tag(self._name, mine)
+            if self._tags().get(self._mine) == self._token:
+                self._client.delete_registered_model_tag(self._name, self._mine)
 
     def _tags(self) -> dict[str, str]:
         from mlflow.exceptions import MlflowException
@@ -127,8 +156,9 @@ class Ledger:
         return found
 
 
-def _seconds(text: str) -> float:
+def _seconds(claim: str) -> float:
+    """Return when a claim was raised."""
     try:
-        return float(text)
+        return float(claim.partition(" ")[0])
     except ValueError:
         return 0.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,12 +19,14 @@ from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, 
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.registry import _server, journal, packages, runs
-from airflow_ml_provider.registry.journal import Action, JournalEntry
+from airflow_ml_provider.registry.journal import Action, Holders, JournalEntry
 from airflow_ml_provider.registry.ledger import Ledger
 from airflow_ml_provider.registry.packages import TAG
 from airflow_ml_provider.registry.runs import IDENTITY
 
 __all__ = ["IDENTITY", "Registry"]
+
+log = logging.getLogger(__name__)
 
 EVIDENCE = TAG + "evidence."
 
@@ -44,7 +47,7 @@ class Registry:
 
     def __init__(self, uri: str, *, ui_url: str = "", env: Optional[Mapping[str, str]] = None) -> None:
         self.uri = uri
-        self.ui_url = (ui_url or (uri if uri.startswith(("http://", "https://")) else "")).rstrip("/")
+        self.ui_url = _server.shown(ui_url or (uri if uri.startswith(("http://", "https://")) else "")).rstrip("/")
         self._env = dict(env or {})
         self._cached: Any = None
 
@@ -118,6 +121,57 @@ class Registry:
         entries = [e for e in self.journal(name, alias) if f"{e.dag_id}/{e.run_id}" != apart_from]
         entry = journal.held(entries, at)
         return None if entry is None else self.held_by(name, entry)
+
+    def holders(self, name: str, alias: str, entries: Sequence[JournalEntry]) -> Holders:
+        """Return who holds an alias now, by MLflow and by the `entries` of its journal.
+
+        Raises:
+            DataError: the alias was moved by hand to a version that this package did not register.
+            IntegrityError: the journal names another model than the version is.
+        """
+        current = self.alias(name, alias)
+        if entries and entries[-1].version == current:
+            return Holders((self.held_by(name, entries[-1]),))
+        found = [self.get(name, current)] if current else []
+        if entries:
+            log.warning("%s: the alias points to version %s, the journal to %s", name, current, entries[-1].version)
+            last = self.last_holder(name, entries)
+            found += [last] if last is not None and last.version != current else []
+        return Holders(tuple(found), agreed=False)
+
+    def last_holder(
+        self, name: str, entries: Sequence[JournalEntry], at: Optional[datetime] = None
+    ) -> Optional[ModelRef]:
+        """Return the last holder by the journal that was neither rolled back from nor deleted since.
+
+        Parameters:
+            at: of those that held the alias for data of this moment; none looks at all.
+        """
+        there, bad = self.present(name), journal.rolled_back(entries)
+        for entry in reversed(entries):
+            if entry.version in there - bad and (at is None or entry.effective_from <= at):
+                return self.held_by(name, entry)
+        return None
+
+    def find(self, name: str, version: Optional[str]) -> Optional[ModelRef]:
+        """Return one version; none when there is no such version, or not any more."""
+        return self.get(name, version) if version is not None and version in self.present(name) else None
+
+    def present(self, name: str) -> set[str]:
+        """Return the versions of a model that were not deleted."""
+        return {str(version.version) for version in self._versions(name)}
+
+    def rolled_back(self, name: str, entries: Sequence[JournalEntry]) -> set[str]:
+        """Return the digests of the models that were rolled back from, by the `entries` of a journal.
+
+        The journal knows them, whether or not their versions are still there; it does not know those that held the
+        alias by hand.
+        """
+        bad = journal.rolled_back(entries)
+        known = {entry.version: entry.model for entry in entries}
+        by_hand = bad - known.keys()
+        found = {ref.digest for ref in self.versions(name) if ref.version in by_hand} if by_hand else set()
+        return found | {known[version] for version in bad & known.keys()}
 
     def held_by(self, name: str, entry: JournalEntry) -> ModelRef:
         """Return the version that an entry of the journal names.
@@ -209,7 +263,7 @@ class Registry:
 
     def move(
         self, name: str, alias: str, to: ModelRef, *, action: Action, info: RunInfo, effective_from: datetime,
-        expected: Optional[str], reason: str = "", evidence: str = "",
+        expected: Optional[str], after: Optional[int] = None, reason: str = "", evidence: str = "",
     ) -> JournalEntry:  # fmt: skip
         """Write an entry into the journal, then move the alias; return the entry.
 
@@ -217,9 +271,10 @@ class Registry:
 
         Parameters:
             expected: version that held the alias when the move was decided.
+            after: number of the journal's last entry then; none does not look.
 
         Raises:
-            Conflict: another task moves the alias, or has moved it since the decision.
+            Conflict: another task, or another try of this one, moves the alias, or has moved it since the decision.
         """
         if to.version is None:
             raise invalid("model", to.name, "a registered version", "register it first")
@@ -232,6 +287,8 @@ class Registry:
                     current = self.alias(name, alias)
                     if current != expected:
                         raise Conflict(f"{name}@{alias} moved from version {expected} to {current} meanwhile")
+                    if after not in (None, len(entries)):
+                        raise Conflict(f"the journal of {name}@{alias} has entry {len(entries)} meanwhile; try again")
                     entry = JournalEntry(
                         seq=0, action=action, version=to.version, model=to.digest, previous=current, evidence=evidence,
                         threshold=self.threshold(to),
@@ -242,8 +299,9 @@ class Registry:
                     entry = ledger.append(entry, entries)
                 elif entry.seq < len(entries):
                     return entry
-                ledger.write_head(entry)
+                entry = ledger.write_head(entry)
                 if self.alias(name, alias) != entry.version:
+                    ledger.confirm()
                     client.set_registered_model_alias(name, alias, entry.version)
         return entry
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +21,8 @@ from airflow_ml_provider import models, tables
 from airflow_ml_provider.exceptions import Conflict, DataError, IntegrityError, SpecError, Unavailable
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
-from airflow_ml_provider.registry import Registry
+from airflow_ml_provider.registry import JournalEntry, Registry
+from airflow_ml_provider.registry.journal import Holders
 from airflow_ml_provider.registry.ledger import Ledger
 from airflow_ml_provider.registry.mlflow import IDENTITY
 from airflow_ml_provider.registry.packages import uploads
@@ -297,6 +303,142 @@ def test_the_claim_of_a_task_that_was_killed_lapses(registry, tmp_path):
     assert [key for key in tags if "claim" in key] == []
 
 
+def test_the_retry_of_a_killed_try_takes_its_claim_over_at_once(registry, tmp_path):
+    ref = register(registry, tmp_path)
+    info = RunInfo(dag_id="d", task_id="promote", run_id="r")
+    with registry._client() as client:
+        fresh = f"{datetime.now(timezone.utc).timestamp()} of-the-killed-try"
+        client.set_registered_model_tag("late", f"airflow_ml.claim.champion.{info.identity}", fresh)
+        with pytest.raises(Conflict, match=f"task {info.identity} is writing"):
+            promote(registry, ref, JAN, run="another")
+        promote(registry, ref, JAN, run="r")
+        assert [key for key in client.get_registered_model("late").tags if "claim" in key] == []
+
+
+def test_a_try_whose_claim_was_taken_over_writes_nothing_and_leaves_the_claim(registry, tmp_path):
+    one = register(registry, tmp_path)
+    with registry._client() as client:
+        zombie, retry = (Ledger(client, "late", "champion") for _ in range(2))
+        entry = JournalEntry(0, "promote", "1", one.digest, JAN, JAN, identity="task")
+        with retry_after(zombie, retry):
+            for write in (lambda: zombie.append(entry, ()), lambda: zombie.write_head(entry), zombie.confirm):
+                with pytest.raises(Conflict, match="another try of this task took it over"):
+                    write()
+            assert zombie.read() == ()
+        tags = client.get_registered_model("late").tags
+        assert [key for key in tags if "claim" in key] == []
+
+
+@contextmanager
+def retry_after(zombie: Ledger, retry: Ledger) -> Iterator[None]:
+    """Have the claim of one try taken over by another; the first one lets go of it first."""
+    with contextlib.ExitStack() as later:
+        with zombie.claim("task"):
+            later.enter_context(retry.claim("task"))
+            yield
+        retry.confirm()
+
+
+class TwoTries:
+    """Two live tries of one task that are both past looking for the entry before either of them writes it.
+
+    Parameters:
+        claims_last: whose claim counts.
+        writes_last: whose entry stands. The other one stops before it writes the head until this one is done.
+    """
+
+    def __init__(self, claims_last: str, writes_last: str) -> None:
+        from mlflow import MlflowClient
+
+        self.claims_last, self.writes_last = claims_last, writes_last
+        self.past_look, self.waits = threading.Barrier(2), 30
+        self.events = {(what, name): threading.Event() for what in ("entry", "written", "ended") for name in "ab"}
+        self.outcomes: dict[str, str] = {}
+        self._set = MlflowClient.set_registered_model_tag
+
+    def set_tag(self, client: Any, name: str, key: str, value: str) -> None:
+        me = threading.current_thread().name
+        other = "b" if me == "a" else "a"
+        if ".claim." in key and me == self.claims_last:
+            self._wait("entry", other)
+        if ".journal." in key:
+            self.events["entry", me].set()
+            self.past_look.wait(self.waits)
+            if me == self.writes_last:
+                self._wait("written", other)
+        if ".head." in key and me != self.writes_last:
+            self.events["written", me].set()
+            self._wait("ended", other)
+        self._set(client, name, key, value)
+
+    def _wait(self, what: str, who: str) -> None:
+        assert self.events[what, who].wait(self.waits)
+
+    def run(self, work: Callable[[], object]) -> None:
+        threads = [threading.Thread(target=self._try, args=(work,), name=name) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(4 * self.waits)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        me = threading.current_thread().name
+        try:
+            work()
+            self.outcomes[me] = "moved"
+        except Conflict:
+            self.outcomes[me] = "conflict"
+        finally:
+            for what in ("entry", "written", "ended"):
+                self.events[what, me].set()
+
+
+@pytest.mark.parametrize("claims_last", "ab")
+@pytest.mark.parametrize("writes_last", "ab")
+def test_two_live_tries_of_one_task_leave_one_sound_entry(registry, tmp_path, monkeypatch, claims_last, writes_last):
+    from mlflow import MlflowClient
+
+    ref = register(registry, tmp_path)
+    tries = TwoTries(claims_last, writes_last)
+    monkeypatch.setattr(MlflowClient, "set_registered_model_tag", lambda *args: tries.set_tag(*args))
+    tries.run(lambda: promote(Registry.from_env(), ref, JAN))
+    assert tries.outcomes == {claims_last: "moved", "ab".replace(claims_last, ""): "conflict"}
+    assert registry.verify_journal("late") == []
+    assert registry.alias("late", "champion") == "1"
+    assert len(registry.journal("late")) == 1
+    tags = MlflowClient(registry.uri).get_registered_model("late").tags
+    assert [key for key in tags if "claim" in key] == []
+
+
+def test_a_zombie_does_not_move_the_alias_back(registry, tmp_path, monkeypatch):
+    one, two = register(registry, tmp_path, 1, "1"), register(registry, tmp_path, 2, "2")
+    alias, once = Registry.alias, []
+
+    def slow(self: Registry, name: str, what: str) -> str | None:
+        """What happens while the first try looks at the alias, after its entry: its retry, and another promotion."""
+        found = alias(self, name, what)
+        if self is zombie and len(self.journal(name)) == 1 and not once:
+            once.append(True)
+            promote(registry, one, JAN, "r1")
+            promote(registry, two, JAN + timedelta(days=1), "r2", expected="1")
+        return found
+
+    zombie = Registry.from_env()
+    monkeypatch.setattr(Registry, "alias", slow)
+    with pytest.raises(Conflict, match="another try of this task took it over"):
+        promote(zombie, one, JAN, "r1")
+    assert registry.alias("late", "champion") == "2"
+    assert registry.verify_journal("late") == []
+
+
+def test_a_move_decided_on_an_old_journal_is_a_conflict(registry, tmp_path):
+    one, two = register(registry, tmp_path, 1, "1"), register(registry, tmp_path, 2, "2")
+    promote(registry, one, JAN, "r1", after=0)
+    with pytest.raises(Conflict, match=r"the journal of late@champion has entry 1 meanwhile"):
+        promote(registry, two, JAN, "r2", expected="1", after=0)
+    promote(registry, two, JAN, "r2", expected="1", after=1)
+
+
 @pytest.fixture
 def three(registry, tmp_path):  # type: ignore[no-untyped-def]
     refs = [register(registry, tmp_path, i, str(i)) for i in (1, 2, 3)]
@@ -329,6 +471,43 @@ def test_an_entry_that_is_no_entry_shows(three):
     with three._client() as client:
         client.set_registered_model_tag("late", "airflow_ml.journal.champion.000002", "hello")
     assert "entry 000002 cannot be read" in three.verify_journal("late")[0]
+
+
+def test_who_holds_the_alias_now(three):
+    log = three.journal("late")
+    assert three.holders("late", "champion", log) == Holders((three.get("late", "3"),))
+    assert three.holders("late", "champion", ()) == Holders((three.get("late", "3"),), agreed=False)
+    with three._client() as client:
+        client.set_registered_model_alias("late", "champion", "1")
+    held = three.holders("late", "champion", log)
+    assert ([ref.version for ref in held.models], held.agreed) == (["1", "3"], False)
+    assert [ref.version for ref in held.besides(three.get("late", "1"))] == ["3"]
+    with three._client() as client:
+        client.delete_model_version("late", "3")
+        client.delete_registered_model_alias("late", "champion")
+    held = three.holders("late", "champion", log)
+    assert ([ref.version for ref in held.models], held.agreed) == (["2"], False)
+    assert three.last_holder("late", log, JAN + timedelta(days=1)).version == "1"
+    assert three.last_holder("late", log, JAN) is None
+    assert three.present("late") == {"1", "2"}
+
+
+def test_a_holder_that_is_not_what_the_journal_says_is_an_integrity_error(three):
+    three.tag("late", "3", {"airflow_ml.threshold": "0.9"})
+    with pytest.raises(IntegrityError, match="its tags were changed"):
+        three.holders("late", "champion", three.journal("late"))
+
+
+def test_which_models_were_rolled_back_from_is_known_after_their_versions_are_gone(three):
+    bad = three.get("late", "3")
+    promote(three, three.get("late", "2"), JAN, "back", expected="3", action="rollback")
+    with three._client() as client:
+        client.delete_model_version("late", "3")
+    assert three.rolled_back("late", three.journal("late")) == {bad.digest}
+    with three._client() as client:
+        client.set_registered_model_alias("late", "champion", "1")
+    promote(three, three.get("late", "2"), JAN, "back again", expected="1", action="rollback")
+    assert three.rolled_back("late", three.journal("late")) == {bad.digest, three.get("late", "1").digest}
 
 
 def test_an_alias_moved_by_hand_shows(three):

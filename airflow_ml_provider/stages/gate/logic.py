@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.evaluate.metrics import metric
 from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, Threshold
 
@@ -18,7 +19,7 @@ class Comparison:
     """Challenger against champion on the same rows.
 
     Attributes:
-        champion: version that was compared with; none when nobody holds the alias.
+        champion: version that was compared with; none when there is nobody to compare with.
         challenger_value: the challenger's metric.
         champion_value: the champion's metric.
         gain: how much better the challenger is; negative when it is worse, whatever the metric's direction.
@@ -51,7 +52,9 @@ class Facts:
         metrics: metric to its estimate on the whole test set.
         worst_slice: metric to the estimate on the worst judged slice, with `slice` and `rows`.
         comparison: with the champion; none when it was not made.
-        quality: per batch of the training window `interval`, `overall` and `passed`; none when nobody looked.
+        quality: per batch of the training window `series` (whose), `interval`, `rows`, `overall` and `passed`; none
+            when nobody looked.
+        silent: names of the quality series that say nothing about the training window.
         parity: `passed`, `max_difference`, `flips`, `rows` of the parity report; none without one.
         missing_lineage: parts of the chain of custody that are not recorded.
         approved_by: people who approved.
@@ -62,6 +65,7 @@ class Facts:
     worst_slice: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparison: Optional[Comparison] = None
     quality: Optional[Sequence[Mapping[str, Any]]] = None
+    silent: tuple[str, ...] = ()
     parity: Optional[Mapping[str, Any]] = None
     missing_lineage: tuple[str, ...] = ()
     approved_by: tuple[str, ...] = ()
@@ -152,7 +156,7 @@ def decide(policy: GatePolicy, facts: Facts) -> Decision:
     if policy.challenge:
         criteria.append(_challenge(policy.challenge, facts.comparison))
     if policy.min_quality is not None:
-        criteria.append(_quality(policy.min_quality, facts.quality))
+        criteria.append(_quality(policy.min_quality, facts.quality or (), facts.silent))
     if policy.parity:
         criteria.append(_parity(facts.parity))
     if policy.lineage:
@@ -162,17 +166,8 @@ def decide(policy: GatePolicy, facts: Facts) -> Decision:
         )
     if policy.approvals:
         criteria.append(_approvals(policy.approvals, facts.approved_by))
-    return Decision(all(c.passed for c in criteria), tuple(criteria), unchecked(policy))
-
-
-def unchecked(policy: GatePolicy) -> tuple[str, ...]:
-    """Return the criteria that a policy does not ask for."""
-    asked = {
-        "metrics": policy.metrics, "min_rows": policy.min_rows, "worst_slice": policy.worst_slice,
-        "challenge": policy.challenge, "quality": policy.min_quality is not None, "parity": policy.parity,
-        "lineage": policy.lineage, "approvals": policy.approvals,
-    }  # fmt: skip
-    return tuple(name for name, wanted in asked.items() if not wanted)
+    unchecked = tuple(name for name, wanted in policy.asked.items() if not wanted)
+    return Decision(all(c.passed for c in criteria), tuple(criteria), unchecked)
 
 
 def _bounded(
@@ -216,15 +211,28 @@ def _challenge(challenge: Challenge, found: Optional[Comparison]) -> Criterion:
     )
 
 
-def _quality(minimum: float, batches: Optional[Sequence[Mapping[str, Any]]]) -> Criterion:
+def _quality(minimum: float, batches: Sequence[Mapping[str, Any]], silent: Sequence[str]) -> Criterion:
+    """Judge the worst admitted batch. An admitted batch that has rows and no score, or a silent series, is not met."""
     bounds = {"at_least": minimum}
-    used = [b for b in batches or () if b["passed"] and b["overall"] is not None]
+    admitted = [b for b in batches if b["passed"] and b.get("rows") != 0]
+    used = sorted((b for b in admitted if b["overall"] is not None), key=lambda b: str(b["interval"]))
+    unscored = sorted(f"{b['interval']} of {b.get('series')}" for b in admitted if b["overall"] is None)
+    gaps = _join(
+        f"no quality is recorded for the training window in {', '.join(silent)}" if silent else "",
+        f"no score is recorded for {len(unscored)} admitted batches, such as {unscored[0]}" if unscored else "",
+    )
     if not used:
-        return Criterion("quality", False, None, bounds, note="no quality is recorded for the training window")
+        note = gaps or "no quality is recorded for the training window"
+        return Criterion("quality", False, None, bounds, note=note)
     worst = min(used, key=lambda batch: (batch["overall"], batch["interval"]))
-    refused = sum(1 for batch in batches or () if not batch["passed"])
-    note = f"worst batch {worst['interval']}" + (f"; {refused} refused batches were left out" if refused else "")
-    return Criterion("quality", worst["overall"] >= minimum, worst["overall"], bounds, None, len(used), note)
+    refused = sum(1 for batch in batches if not batch["passed"])
+    note = _join(
+        gaps,
+        f"worst batch {worst['interval']} of {len(used)} from {used[0]['interval']} to {used[-1]['interval']}",
+        f"{refused} refused batches were left out" if refused else "",
+    )
+    passed = worst["overall"] >= minimum and not gaps
+    return Criterion("quality", passed, worst["overall"], bounds, None, len(used), note)
 
 
 def _parity(found: Optional[Mapping[str, Any]]) -> Criterion:
@@ -242,6 +250,12 @@ def _approvals(needed: int, people: Sequence[str]) -> Criterion:
 
 def _join(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
+
+
+def is_newer(challenger: ModelRef, champion: ModelRef) -> bool:
+    """Return whether a challenger could replace a champion: it has seen newer data."""
+    one, other = challenger.trained_until, champion.trained_until
+    return one is not None and other is not None and one > other
 
 
 def signed_gain(name: str, challenger: float, champion: float) -> float:

@@ -15,9 +15,9 @@ from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.models import Manifest, Scorer
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef, ModelRef, Ref, ReportRef
-from airflow_ml_provider.registry import Registry
+from airflow_ml_provider.registry import Registry, journal
 from airflow_ml_provider.stages.gate import evidence, reports
-from airflow_ml_provider.stages.gate.logic import Comparison, Decision, Facts, decide
+from airflow_ml_provider.stages.gate.logic import Comparison, Decision, Facts, decide, is_newer
 from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, GateResult, GateSpec
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class _Case:
     model: ModelRef
     folder: Path
     manifest: Manifest
+    threshold: float
     evaluation: Mapping[str, Any]
     policy: GatePolicy
 
@@ -38,13 +39,13 @@ class _Case:
 def run(spec: GateSpec, info: RunInfo) -> GateResult:
     """Judge a version. Every report is proven to be about exactly this model before it counts."""
     case = _open(spec)
-    champion = _champion(case, spec, info)
+    champion = _champion(case, spec, info) if case.policy.challenge else None
     facts = _facts(case, spec, champion)
     decision = decide(case.policy, facts)
     body = evidence.record(
         decision, case.policy, case.model, case.manifest,
         champion=champion, digests=_digests(case, spec), approved_by=spec.approved_by, info=info,
-        operating_point={**case.evaluation.get("operating_point", {}), "threshold": _threshold(case, case.model)},
+        operating_point=case.evaluation["operating_point"],
     )  # fmt: skip
     file, html, digest = evidence.write(spec.output, body)
     case.registry.attach_evidence(case.model, [file, html], digest, body["decision"], str(file))
@@ -83,27 +84,48 @@ def _open(spec: GateSpec) -> _Case:
             f"{spec.model.digest}"
         )
     folder = registry.fetch(spec.model)
+    manifest = models.read_manifest(folder)
     evaluation = reports.read(spec.evaluation, spec.model, "evaluation report")
-    return _Case(registry, registered, folder, models.read_manifest(folder), evaluation, policy)
+    measured, used = evaluation["operating_point"]["threshold"], _threshold(registry, registered, manifest)
+    if measured != used:
+        raise IntegrityError(
+            f"evaluation of model {spec.model.name!r} version {spec.model.version} measured at the operating point "
+            f"{measured}, the version is used at {used}: register it with this evaluation, or give the one that it was "
+            "registered with"
+        )
+    return _Case(registry, registered, folder, manifest, used, evaluation, policy)
 
 
 def _champion(case: _Case, spec: GateSpec, info: RunInfo) -> Optional[ModelRef]:
-    """Return who held the alias for data of the end of the run's interval, apart from what this very run promoted.
+    """Return whom a promotion would replace: who holds the alias, or held it when this very run promoted the model.
 
-    So a backfilled challenger meets the champion of its own time, and judging again meets the same one.
+    A challenger that is not newer replaces nobody. It meets the champion of its own time: who held the alias for data
+    of the end of the run's interval. Either way judging again meets the same one, whoever was promoted since.
     """
-    at = info.interval.end if info.interval else None
-    return case.registry.holder(case.model.name, spec.alias, at, apart_from=f"{info.dag_id}/{info.run_id}")
+    registry, model = case.registry, case.model
+    entries = registry.journal(model.name, spec.alias)
+    own = journal.promoted_by(entries, info.dag_id, info.run_id, model.version)
+    if own is not None:
+        return registry.find(model.name, own.previous)
+    holders = registry.holders(model.name, spec.alias, entries)
+    champion = next(iter((*holders.besides(model), *holders.models)), None)
+    if champion is None or info.interval is None or not entries or is_newer(model, champion):
+        return champion
+    before = entries[0].previous  # set by hand
+    return registry.last_holder(model.name, entries, info.interval.end) or registry.find(model.name, before)
 
 
 def _facts(case: _Case, spec: GateSpec, champion: Optional[ModelRef]) -> Facts:
     report, policy = case.evaluation, case.policy
+    quality = None if policy.min_quality is None else _quality(case.manifest, spec.quality)
+    heard = {batch["root"] for batch in quality or ()}
     return Facts(
         rows=int(report["test"]["rows"]),
         metrics=report["metrics"],
         worst_slice=report.get("worst_slice") or {},
         comparison=_compare(case, spec, policy.challenge, champion) if policy.challenge else None,
-        quality=None if policy.min_quality is None else _quality(case.manifest, spec.quality),
+        quality=quality,
+        silent=tuple(Path(root).name for root in spec.quality if root not in heard),
         parity=reports.read(spec.parity, case.model, "parity report") if spec.parity else None,
         missing_lineage=_missing(case),
         approved_by=spec.approved_by,
@@ -128,8 +150,13 @@ def _quality(manifest: Manifest, roots: tuple[str, ...]) -> list[dict[str, Any]]
     for root in roots:
         for point in read_series(root):
             if _overlaps(point["interval"], window.start if window else None, manifest.trained_until):
-                overall = (point["quality"] or {}).get("overall")
-                found.append({"interval": point["interval"], "overall": overall, "passed": bool(point["passed"])})
+                found.append(
+                    {
+                        "root": root, "series": Path(root).name, "interval": point["interval"],
+                        "rows": point.get("rows"), "overall": (point["quality"] or {}).get("overall"),
+                        "passed": bool(point["passed"]),
+                    }
+                )  # fmt: skip
     return found
 
 
@@ -154,12 +181,13 @@ def _compare(case: _Case, spec: GateSpec, challenge: Challenge, champion: Option
 
     scores = Scorer(case.folder).score(table)
     try:
-        held = Scorer(case.registry.fetch(champion)).score(table)
+        holder = Scorer(case.registry.fetch(champion))
+        held = holder.score(table)
     except DataError as error:
         return Comparison(champion=champion.version, rows=table.num_rows, problem=f"the champion cannot score: {error}")
     gain = paired(
         table.column(spec.label).to_numpy(), scores, held,
-        metric=challenge.metric, thresholds=(_threshold(case, case.model), _threshold(case, champion)),
+        metric=challenge.metric, thresholds=(case.threshold, _threshold(case.registry, champion, holder.manifest)),
         confidence=challenge.confidence, resamples=challenge.resamples, seed=_seed(case.model, champion, spec.test),
     )  # fmt: skip
     return Comparison(
@@ -168,10 +196,10 @@ def _compare(case: _Case, spec: GateSpec, challenge: Challenge, champion: Option
     )  # fmt: skip
 
 
-def _threshold(case: _Case, ref: ModelRef) -> float:
-    """Return the operating point of a version; one without any is judged by the default."""
-    found = case.registry.threshold(ref)
-    return 0.5 if found is None else found
+def _threshold(registry: Registry, ref: ModelRef, manifest: Manifest) -> float:
+    """Return the operating point that a version is used at: its own, else that of its package."""
+    found = registry.threshold(ref)
+    return manifest.threshold if found is None else found
 
 
 def _test_rows(case: _Case, spec: GateSpec, test: DatasetRef) -> Any:

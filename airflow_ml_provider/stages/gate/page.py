@@ -32,7 +32,7 @@ def render(body: Mapping[str, Any], digest: str) -> str:
         "Model": f"{model['name']} version {model['version']} ({model['engine']}; {segment})",
         "Trained until": model["trained_until"],
         "Operating point": f"{_number(body['operating_point'].get('threshold'))}",
-        "Champion": f"version {champion['version']}" if champion else "none",
+        "Champion": f"version {champion['version']}" if champion else "none to compare with",
         "Run": f"{run['dag_id']} · {run['run_id']} · {run['reason']}{_of(run['trigger'])}",
         "Approved by": ", ".join(body["approved_by"]) or "nobody had to",
         "Not checked": ", ".join(body["unchecked"]) or "nothing: the policy asks for every criterion",

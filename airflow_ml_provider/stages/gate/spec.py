@@ -61,12 +61,15 @@ class Challenge:
 class GatePolicy:
     """What a model must fulfil. A criterion that is not given is not checked, and the evidence says so.
 
+    A policy must ask for something: without any criterion there would be no evidence to promote on.
+
     Attributes:
         metrics: metric to its bounds on the whole test set.
         min_rows: fewest test rows.
         worst_slice: bounds on the metric of the worst judged slice, by metric.
         challenge: challenger against champion; passes with a note when there is no champion yet.
-        min_quality: lowest `overall` quality score of the batches that the training set was made from.
+        min_quality: lowest `overall` quality score of the batches that the training set was made from; every root of
+            quality reports must have some.
         parity: the ONNX parity report must have passed.
         lineage: data, code, environment and reason must all be recorded.
         approvals: how many people must have approved.
@@ -90,6 +93,17 @@ class GatePolicy:
         for place in ("min_rows", "approvals"):
             if getattr(self, place) < 0:
                 raise invalid(place, getattr(self, place), "at least 0")
+        if not any(self.asked.values()):
+            raise invalid("criteria", "none at all", f"at least one of {', '.join(self.asked)}")
+
+    @property
+    def asked(self) -> dict[str, bool]:
+        """Name of each criterion to whether the policy asks for it."""
+        return {
+            "metrics": bool(self.metrics), "min_rows": self.min_rows > 0, "worst_slice": bool(self.worst_slice),
+            "challenge": self.challenge is not None, "quality": self.min_quality is not None, "parity": self.parity,
+            "lineage": self.lineage, "approvals": self.approvals > 0,
+        }  # fmt: skip
 
 
 def _check(place: str, name: str, threshold: Threshold) -> None:
@@ -135,7 +149,8 @@ class GateSpec(Spec):
         test: the locked test set, for the challenge.
         label: column with 0 or 1.
         parity: the parity report.
-        quality: root folder of the validate stage's reports (quality series), or none.
+        quality: root folders of the validate stage's reports (quality series); each must say something about the
+            training window.
         alias: alias of the champion.
         approved_by: people who approved.
     """

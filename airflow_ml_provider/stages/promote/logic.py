@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.registry.journal import Holders
 
 Outcome = Literal["move", "already", "refuse"]
 
@@ -28,7 +29,7 @@ class Verdict:
 
 def may_promote(
     candidate: ModelRef,
-    holders: Sequence[ModelRef],
+    holders: Holders,
     *,
     backfill: Literal["never", "newer"],
     info: RunInfo,
@@ -40,15 +41,15 @@ def may_promote(
 
     Parameters:
         candidate: the version.
-        holders: who holds the alias by MLflow and by the journal: one version, or two after a move that was not
-            completed; none before the first promotion.
+        holders: who holds the alias now. When alias and journal do not agree, a move to one of the holders completes
+            what they lack.
         backfill: what backfilled and cleared runs may do: `never` move it, or as others when the data is `newer`.
         info: the run.
         rolled_back: digests that were rolled back from.
     """
-    for holder in holders:
-        if holder.digest == candidate.digest:
-            return Verdict("already", f"already champion: version {holder.version} is this very model")
+    if holders.agreed and holders.models and not holders.besides(candidate):
+        version = holders.models[0].version
+        return Verdict("already", f"already champion: version {version} is this very model")
     if candidate.digest in rolled_back:
         return Verdict(
             "refuse",
@@ -59,7 +60,7 @@ def may_promote(
         return Verdict("refuse", f"{_name(candidate)} comes from {old} run, and those never promote by this policy")
     if candidate.trained_until is None:
         return Verdict("refuse", f"{_name(candidate)} does not say until when it was trained")
-    for holder in holders:
+    for holder in holders.besides(candidate):
         if holder.trained_until is None:
             return Verdict("refuse", f"{_name(holder)} holds the alias and does not say until when it was trained")
         if candidate.trained_until <= holder.trained_until:
@@ -69,6 +70,29 @@ def may_promote(
                 f"{_time(candidate.trained_until)}, version {holder.version} until {_time(holder.trained_until)}",
             )
     return Verdict("move")
+
+
+def judged_against_another(candidate: ModelRef, evidence: Mapping[str, Any], holders: Holders) -> str:
+    """Return why the challenge in the evidence says nothing about this promotion; empty when it does, or there is none.
+
+    The champion that the gate compared with must be one that the candidate would replace: another one may have been
+    promoted, or given back, since.
+
+    Parameters:
+        candidate: the version.
+        evidence: the record of the gate.
+        holders: who holds the alias now.
+    """
+    replaced = holders.besides(candidate)
+    champion = evidence.get("champion") or {}
+    challenged = any(str(c.get("name")).startswith("challenge.") for c in evidence["criteria"])
+    if not challenged or not replaced or champion.get("digest") in [holder.digest for holder in replaced]:
+        return ""
+    judged = f"version {champion.get('version')}" if champion else "nobody"
+    now = " and ".join(f"version {holder.version}" for holder in replaced)
+    return (
+        f"{_name(candidate)} was judged against {judged}, but the alias is held by {now}; let the gate judge it again"
+    )
 
 
 def effective_from(candidate: ModelRef, info: RunInfo, now: datetime) -> datetime:

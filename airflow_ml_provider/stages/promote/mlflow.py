@@ -14,8 +14,9 @@ from airflow_ml_provider.models import Manifest
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.registry import JournalEntry, Registry, journal
+from airflow_ml_provider.registry.journal import Holders
 from airflow_ml_provider.stages.gate import evidence
-from airflow_ml_provider.stages.promote.logic import effective_from, may_promote
+from airflow_ml_provider.stages.promote.logic import effective_from, judged_against_another, may_promote
 from airflow_ml_provider.stages.promote.spec import PromoteResult, PromoteSpec, RollbackSpec
 
 log = logging.getLogger(__name__)
@@ -32,34 +33,40 @@ def run(spec: PromoteSpec, info: RunInfo) -> PromoteResult:
     entries = registry.journal(model.name, spec.alias)
     expected = registry.alias(model.name, spec.alias)
     own = journal.of_run(entries, info.identity, "promote", model.version)
-    if own is None:
-        holders = _holders(registry, model.name, expected, entries)
-        bad = {registry.get(model.name, version).digest for version in journal.rolled_back(entries)}
+    if own and (own.seq < len(entries) or expected == model.version):
+        return _unmoved(registry, spec, model, f"{_name(model)} was promoted by this run before", "ok")
+    # What this task has journalled is decided, and only to be completed.
+    holders = Holders() if own else registry.holders(model.name, spec.alias, entries)
+    if not own:
+        bad = registry.rolled_back(model.name, entries)
         verdict = may_promote(model, holders, backfill=spec.backfill, info=info, rolled_back=bad)
         if verdict.outcome != "move":
             status = "ok" if verdict.outcome == "already" else "refused"
-            return _unmoved(registry, spec, model, holders[0] if holders else None, verdict.reason, status)
-    elif own.seq < len(entries) or expected == model.version:
-        reason = f"{model.name} version {model.version} was promoted by this run before"
-        return _unmoved(registry, spec, model, registry.holder(model.name, spec.alias), reason, "ok")
+            return _unmoved(registry, spec, model, verdict.reason, status)
     record = registry.evidence(model)
-    if record is None:
-        return _unmoved(
-            registry, spec, model, registry.holder(model.name, spec.alias),
-            f"{model.name} version {model.version} has no evidence; let the gate judge it first", "refused",
-        )  # fmt: skip
-    evidence.verify(record, model, _stored(registry, model).trained_until, registry.threshold(model))
-    if record["decision"] != evidence.PASSED:
-        return _unmoved(
-            registry, spec, model, registry.holder(model.name, spec.alias),
-            f"the evidence speaks against {model.name} version {model.version}: {record['reason']}", "refused",
-        )  # fmt: skip
+    if objection := _objection(registry, model, record, holders):
+        return _unmoved(registry, spec, model, objection, "refused")
     entry = registry.move(
-        model.name, spec.alias, model, action="promote", info=info, expected=expected, reason=_reason(info),
-        effective_from=effective_from(model, info, datetime.now(timezone.utc)), evidence=codec.digest(record),
+        model.name, spec.alias, model, action="promote", info=info, expected=expected, after=len(entries),
+        effective_from=effective_from(model, info, datetime.now(timezone.utc)), reason=_reason(info),
+        evidence=codec.digest(record),
     )  # fmt: skip
     log.info("%s@%s is version %s for data from %s on", model.name, spec.alias, model.version, entry.effective_from)
     return _moved(registry, spec.alias, model, entry, expected != model.version)
+
+
+def _objection(registry: Registry, model: ModelRef, record: Optional[dict[str, Any]], holders: Holders) -> str:
+    """Return why the evidence does not let a model replace the holders; empty when it does.
+
+    Raises:
+        IntegrityError: the evidence, or the files that the registry stores, are about another model.
+    """
+    if record is None:
+        return f"{_name(model)} has no evidence; let the gate judge it first"
+    evidence.verify(record, model, _stored(registry, model).trained_until, registry.threshold(model))
+    if record["decision"] != evidence.PASSED:
+        return f"the evidence speaks against {_name(model)}: {record['reason']}"
+    return judged_against_another(model, record, holders)
 
 
 def run_rollback(spec: RollbackSpec, info: RunInfo) -> PromoteResult:
@@ -75,7 +82,7 @@ def roll_back(registry: Registry, spec: RollbackSpec, info: RunInfo) -> PromoteR
     entries = registry.journal(spec.name, spec.alias)
     current = registry.alias(spec.name, spec.alias)
     own = journal.of_run(entries, info.identity, "rollback")
-    target = own or _target(entries, current, spec.to)
+    target = own or _target(entries, current, spec.to, registry.present(spec.name))
     if target is None or target.version == current or (own and own.seq < len(entries)):
         return PromoteResult(
             status="ok" if target else "refused",
@@ -86,8 +93,8 @@ def roll_back(registry: Registry, spec: RollbackSpec, info: RunInfo) -> PromoteR
     _stored(registry, model)
     moment = spec.effective_from or datetime.now(timezone.utc)
     entry = registry.move(
-        spec.name, spec.alias, model, action="rollback", info=info, expected=current, effective_from=moment,
-        reason=spec.reason or _reason(info), evidence=target.evidence,
+        spec.name, spec.alias, model, action="rollback", info=info, expected=current, after=len(entries),
+        effective_from=moment, reason=spec.reason or _reason(info), evidence=target.evidence,
     )  # fmt: skip
     log.info("%s@%s went back from version %s to %s", spec.name, spec.alias, entry.previous, entry.version)
     return _moved(registry, spec.alias, model, entry, current != registry.alias(spec.name, spec.alias))
@@ -116,20 +123,11 @@ def _stored(registry: Registry, model: ModelRef) -> Manifest:
     return manifest
 
 
-def _holders(
-    registry: Registry, name: str, current: Optional[str], entries: tuple[JournalEntry, ...]
-) -> list[ModelRef]:
-    """Return who holds the alias by MLflow and, where it says another version, by the journal."""
-    holders = [registry.get(name, current)] if current else []
-    if entries and entries[-1].version != current:
-        log.warning("%s: the alias points to version %s, the journal to %s", name, current, entries[-1].version)
-        holders.append(registry.held_by(name, entries[-1]))
-    return holders
-
-
-def _target(entries: tuple[JournalEntry, ...], current: Optional[str], to: Optional[str]) -> Optional[JournalEntry]:
+def _target(
+    entries: tuple[JournalEntry, ...], current: Optional[str], to: Optional[str], there: set[str]
+) -> Optional[JournalEntry]:
     if not to:
-        return journal.last_healthy(entries, current)
+        return journal.last_healthy(entries, current, there)
     return next((entry for entry in reversed(entries) if entry.version == to), None)
 
 
@@ -152,13 +150,16 @@ def _reason(info: RunInfo) -> str:
     return f"{info.reason}: {info.trigger}" if info.trigger else info.reason
 
 
-def _unmoved(
-    registry: Registry, spec: PromoteSpec, model: ModelRef, holder: Optional[ModelRef], reason: str, status: Any
-) -> PromoteResult:
+def _name(ref: ModelRef) -> str:
+    return f"{ref.name} version {ref.version}"
+
+
+def _unmoved(registry: Registry, spec: PromoteSpec, model: ModelRef, reason: str, status: Any) -> PromoteResult:
     page = registry.version_url(model)
     return PromoteResult(
         status=status, reason=reason, inputs=(model,), links={"mlflow": page} if page else {},
-        facets={"run": {"model": {**codec.encode(model), "alias": spec.alias, "moved": False}}}, model=holder,
+        facets={"run": {"model": {**codec.encode(model), "alias": spec.alias, "moved": False}}},
+        model=registry.holder(model.name, spec.alias),
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class World:
         self.test = packages.dataset(root / "test.parquet", packages.rows(400, seed=9), name="test")
         self.policy = str(tables.write_text(root / "gate.yaml", POLICY))
         self.registry = Registry.from_env()
+        self.gates: dict[int, GateSpec] = {}
 
     def register_spec(self, day: int, **kwargs: object) -> RegisterSpec:
         body = {"seed": day, "trained_until": DAYS[day].end, **kwargs}
@@ -54,7 +55,7 @@ class World:
     def judged(self, day: int, **kwargs: object):  # type: ignore[no-untyped-def]
         spec = self.register_spec(day, **kwargs)
         done = stages.run(spec, info(day))
-        gate = GateSpec(
+        gate = self.gates[day] = GateSpec(
             done.model,
             spec.evaluation,
             self.policy,
@@ -159,7 +160,11 @@ from airflow_ml_provider import stages
 from airflow_ml_provider.runtime import protocol
 method, stage, call = sys.argv[1:]
 real = getattr(MlflowClient, method)
+calls = []
 def die(*args, **kwargs):
+    calls.append(args)
+    if len(calls) < int(os.environ["NTH"]):
+        return real(*args, **kwargs)
     if os.environ.get("AFTER"):
         real(*args, **kwargs)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -168,10 +173,10 @@ stages.run(*protocol.read_call(Path(call), stage))
 """
 
 
-def run_killed(root: Path, spec: stages.Spec, run: RunInfo, method: str, *, after: bool) -> None:
-    """Run a stage in a process that is killed when it calls `method` of MLflow's client, before or after its work."""
+def run_killed(root: Path, spec: stages.Spec, run: RunInfo, method: str, *, after: bool, nth: int = 1) -> None:
+    """Run a stage in a process that is killed when it calls `method` of MLflow's client the nth time."""
     protocol.write_call(root / "call.json", spec, run)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "AFTER": "1" if after else ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "AFTER": "1" if after else "", "NTH": str(nth)}
     command = [sys.executable, "-c", _KILLED, method, spec.stage, str(root / "call.json")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -200,6 +205,31 @@ def test_a_killed_promotion_is_completed_by_its_retry(world, method, after):
     assert world.registry.alias(world.name, "champion") == "1"
     assert len(world.registry.journal(world.name)) == 1
     assert world.registry.verify_journal(world.name) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "nth"),
+    [
+        ("set_registered_model_tag", 2),  # the entry; the first one is the claim
+        ("set_registered_model_tag", 3),  # the head
+        ("delete_registered_model_tag", 1),  # the claim again
+        ("get_registered_model", 5),  # between claim and entry
+        ("get_registered_model", 9),  # between entry and head
+        ("get_registered_model", 11),  # between head and alias
+    ],
+)
+def test_a_promotion_killed_at_any_of_its_writes_keeps_nobody_waiting(world, method, nth):
+    """It dies with its claim, which the retry takes over at once; and the challenge, once met, is not judged anew."""
+    first, _ = world.judged(1)
+    assert stages.run(PromoteSpec(first), info(1)).moved
+    ref, judged = world.judged(2)
+    run_killed(world.root, PromoteSpec(ref), info(2), method, after=True, nth=nth)
+    result = stages.run(PromoteSpec(ref), info(2))
+    assert (result.status, world.registry.alias(world.name, "champion")) == ("ok", "2")
+    assert [(e.version, e.previous) for e in world.registry.journal(world.name)] == [("1", None), ("2", "1")]
+    assert world.registry.verify_journal(world.name) == []
+    gate = replace(world.gates[2], output=str(world.root / "again"))
+    assert stages.run(gate, info(2)).evidence.digest == judged.evidence.digest
 
 
 @pytest.mark.parametrize("method", ["log_artifact", "set_model_version_tag"])
@@ -238,6 +268,8 @@ for _ in range(100):
 
 def test_concurrent_promotions_lose_no_entry(world):
     """Three tasks promote at once and repeat on conflicts: the newest wins, every move is in the journal."""
+    # Without a challenge: those who come second were not judged against the one who came first, and had to be refused.
+    world.policy = str(tables.write_text(world.root / "metrics.yaml", "metrics: {auc: {at_least: 0.6}}"))
     refs = {day: world.judged(day)[0] for day in (2, 4, 6)}
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     outcomes: dict[int, str] = {}

@@ -182,16 +182,33 @@ HITL = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": 
         ({**HITL, "responded_by_user": None}, []),
         ({"id": "7", "name": "Ann"}, ["Ann"]),
         (str([HITL]), ["Ann"]),
+        (str(HITL), ["Ann"]),
+        (str({**HITL, "chosen_options": ["Reject"]}), []),
+        ([str(HITL), "Bob"], ["Ann", "Bob"]),
+        ({**HITL, "responded_by_user": {"id": "7", "name": "Doe, Jane"}}, ["Doe, Jane"]),
+        ([{"id": "7", "name": "Doe, Jane"}], ["Doe, Jane"]),
+        ({**HITL, "responded_by_user": {"id": "doe,jane", "name": None}}, ["doe,jane"]),
+        (["Doe, Jane"], ["Doe, Jane"]),
+        ("['Doe, Jane', ' Bob ']", ["Doe, Jane", "Bob"]),
+        ([" ", "None", None], []),
     ],
 )
 def test_who_approved(value, names):
     assert list(people(value)) == names
 
 
-@pytest.mark.parametrize("value", [{"yes": 1}, 5, "[Ann"])
+@pytest.mark.parametrize("value", [{"yes": 1}, 5, "[Ann", "{'yes': 1}", "{Ann, Bob"])
 def test_what_is_no_approval(value):
     with pytest.raises(SpecError, match="approved_by must be"):
         list(people(value))
+
+
+def test_one_person_with_a_comma_in_the_name_is_not_two(arguments, tmp_path):
+    tables.write_text(tmp_path / "two.yaml", "approvals: 2")
+    jane = {**HITL, "responded_by_user": {"id": "8", "name": "Doe, Jane"}}
+    with pytest.raises(AirflowFailException, match=r"approvals is 1 and must be at least 2 \(approved by Doe, Jane\)"):
+        gate(arguments, tmp_path, "two", approved_by=[jane]).execute(context(DAY))
+    assert gate(arguments, tmp_path, "two", approved_by=[jane, HITL]).execute(context(DAY))["passed"]
 
 
 def test_one_person_counts_once(arguments, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +11,13 @@ from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.stages.gate.logic import Comparison, Facts, decide, signed_gain
 from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, Threshold
 
-BARE = GatePolicy(parity=False, lineage=False)
 AUC = {"value": 0.70, "low": 0.66, "high": 0.74}
 LOSS = {"value": 0.40, "low": 0.38, "high": 0.43}
+
+
+def bare(**asked):
+    """Return a policy that asks for nothing else."""
+    return GatePolicy(parity=False, lineage=False, **asked)
 
 
 def policy(**body):
@@ -103,7 +105,7 @@ def test_without_a_judged_slice_the_worst_slice_is_not_met():
     ],
 )
 def test_challenge(comparison, passed, note):
-    found = one(replace(BARE, challenge=Challenge(min_gain=-0.01)), Facts(comparison=comparison))
+    found = one(bare(challenge=Challenge(min_gain=-0.01)), Facts(comparison=comparison))
     assert found.name == "challenge.auc"
     assert found.passed is passed
     assert note in found.note
@@ -115,18 +117,43 @@ def test_quality_is_that_of_the_worst_admitted_batch():
         {"interval": "2013-01-01", "overall": 0.99, "passed": True},
         {"interval": "2013-01-02", "overall": 0.93, "passed": True},
         {"interval": "2013-01-03", "overall": 0.20, "passed": False},
-        {"interval": "2013-01-04", "overall": None, "passed": True},  # an empty day
+        {"interval": "2013-01-04", "overall": None, "passed": True, "rows": 0},  # an empty day
     ]
     found = one(policy(min_quality=0.93), Facts(quality=batches))
     assert found.passed
     assert (found.observed, found.rows) == (0.93, 2)
-    assert found.note == "worst batch 2013-01-02; 1 refused batches were left out"
+    assert found.note == ("worst batch 2013-01-02 of 2 from 2013-01-01 to 2013-01-02; 1 refused batches were left out")
     assert not one(policy(min_quality=0.94), Facts(quality=batches)).passed
 
 
 @pytest.mark.parametrize("batches", [None, [], [{"interval": "x", "overall": 1.0, "passed": False}]])
 def test_quality_that_nobody_recorded_is_not_met(batches):
     assert one(policy(min_quality=0.1), Facts(quality=batches)).note.startswith("no quality is recorded")
+
+
+def test_a_quality_series_that_says_nothing_of_the_window_is_not_met_and_named():
+    batches = [{"series": "flights", "interval": "2013-01-01", "overall": 0.99, "passed": True, "rows": 9}]
+    found = one(policy(min_quality=0.9), Facts(quality=batches, silent=("typo",)))
+    assert not found.passed
+    assert found.observed == 0.99
+    assert found.note == (
+        "no quality is recorded for the training window in typo; worst batch 2013-01-01 of 1 from 2013-01-01 to "
+        "2013-01-01"
+    )
+    assert one(policy(min_quality=0.9), Facts(quality=batches)).passed
+    alone = one(policy(min_quality=0.9), Facts(quality=[], silent=("typo",)))
+    assert (alone.passed, alone.note) == (False, "no quality is recorded for the training window in typo")
+
+
+@pytest.mark.parametrize(("rows", "passed"), [(0, True), (7, False), (None, False)])
+def test_an_admitted_batch_without_a_score_is_met_only_when_it_is_empty(rows, passed):
+    batches = [
+        {"series": "flights", "interval": "2013-01-01", "overall": 0.99, "passed": True, "rows": 9},
+        {"series": "weather", "interval": "2013-01-02", "overall": None, "passed": True, "rows": rows},
+    ]
+    found = one(policy(min_quality=0.9), Facts(quality=batches))
+    assert found.passed is passed
+    assert passed or found.note.startswith("no score is recorded for 1 admitted batches, such as 2013-01-02 of weather")
 
 
 def test_parity_and_lineage_are_asked_for_by_default():
@@ -138,16 +165,18 @@ def test_parity_and_lineage_are_asked_for_by_default():
 
 
 def test_approvals_count_people_not_clicks():
-    two = replace(BARE, approvals=2)
+    two = bare(approvals=2)
     assert not one(two, Facts(approved_by=("ann", "ann"))).passed
     assert one(two, Facts(approved_by=("ann", "bob"))).note == "approved by ann, bob"
 
 
 def test_what_is_not_asked_for_is_said():
-    assert decide(BARE, Facts()).unchecked == (
-        "metrics", "min_rows", "worst_slice", "challenge", "quality", "parity", "lineage", "approvals",
+    decision = decide(bare(min_rows=1), Facts(rows=1))
+    assert decision.unchecked == (
+        "metrics", "worst_slice", "challenge", "quality", "parity", "lineage", "approvals",
     )  # fmt: skip
-    assert decide(BARE, Facts()).passed
+    assert decision.passed
+    assert "min_rows" in decide(GatePolicy(), Facts()).unchecked
 
 
 @pytest.mark.parametrize(
@@ -165,6 +194,7 @@ def test_what_is_not_asked_for_is_said():
         ({"challenge": {"resamples": 5}}, "resamples must be at least 100"),
         ({"min_quality": 90}, "min_quality must be in [0, 1]"),
         ({"approvals": -1}, "approvals must be at least 0"),
+        ({"parity": False, "lineage": False}, "criteria must be at least one of metrics, min_rows, worst_slice"),
     ],
 )
 def test_a_bad_policy_names_place_and_remedy(body, message):
@@ -182,8 +212,7 @@ estimates = st.floats(0, 1).flatmap(
 def test_judging_the_bound_is_never_more_lenient(estimate, bound):
     facts = Facts(metrics={"auc": estimate})
     strict, lenient = (
-        decide(replace(BARE, metrics={"auc": Threshold(at_least=bound, use_bound=b)}), facts).passed
-        for b in (True, False)
+        decide(bare(metrics={"auc": Threshold(at_least=bound, use_bound=b)}), facts).passed for b in (True, False)
     )
     assert lenient or not strict
 
@@ -191,9 +220,7 @@ def test_judging_the_bound_is_never_more_lenient(estimate, bound):
 @given(estimates, st.floats(0, 1), st.floats(0, 1))
 def test_a_higher_threshold_is_never_more_lenient(estimate, one, two):
     facts = Facts(metrics={"auc": estimate})
-    low, high = (
-        decide(replace(BARE, metrics={"auc": Threshold(at_least=b)}), facts).passed for b in sorted((one, two))
-    )
+    low, high = (decide(bare(metrics={"auc": Threshold(at_least=b)}), facts).passed for b in sorted((one, two)))
     assert low or not high
 
 

@@ -18,6 +18,7 @@ from airflow_ml_provider import codec, models, stages, tables
 from airflow_ml_provider.exceptions import DataError, IntegrityError, SpecError
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import Provenance, RunInfo
+from airflow_ml_provider.refs import ReportRef
 from airflow_ml_provider.registry import Registry
 from airflow_ml_provider.stages.gate import evidence, page
 from airflow_ml_provider.stages.gate.mlflow import _overlaps, _quality
@@ -169,6 +170,80 @@ def test_a_champion_that_needs_columns_which_the_data_lacks_is_a_clear_no(world)
     assert "the champion cannot score: model 'late' needs column 'carrier'" in result.reason
 
 
+def test_a_champion_that_was_set_by_hand_is_challenged(world):
+    world.candidate("old")
+    with world.registry._client() as client:
+        client.set_registered_model_alias("late", "champion", "1")
+    spec = world.spec(world.candidate("new", days=1, skill=-1.0), {"challenge": {"min_gain": 0.0}})
+    first = stages.run(spec, INFO)
+    assert first.failed == ("challenge.auc",)
+    assert world.registry.evidence(first.model)["champion"]["version"] == "1"
+    world.make_champion({"model": first.model}, DAY.end, run=INFO.run_id)  # the journal begins with it
+    assert stages.run(spec, INFO).evidence.digest == first.evidence.digest
+    other = world.spec(world.candidate("other", seed=5, skill=-1.0), {"challenge": {"min_gain": 0.0}})
+    assert stages.run(other, replace(INFO, run_id="other", interval=Interval.from_key("2013-01-06"))).failed
+
+
+@pytest.mark.parametrize("days", [3, 1])
+def test_who_was_rolled_back_from_is_no_yardstick(world, days):
+    """Neither for a challenger that may replace the holder, nor for one that is too old for that."""
+    world.make_champion(world.candidate("good", seed=1), DAY.start)
+    world.make_champion(world.candidate("bad", days=2, skill=-1.0), DAY.end, run="bad")
+    if days == 1:
+        world.make_champion(world.candidate("later", days=9), DAY.end + timedelta(days=9), run="later")
+        roll_back(world, "2")
+    roll_back(world, "1")
+    result = stages.run(world.spec(world.candidate("new", days=days, features=("hour",)), POLICY), INFO)
+    assert world.registry.evidence(result.model)["champion"]["version"] == "1"
+    assert result.failed == ("challenge.auc",)
+
+
+def roll_back(world: World, version: str) -> None:
+    """Give the alias back as `RollbackOperator` does by default: for data from now on."""
+    world.registry.move(
+        "late", "champion", world.registry.get("late", version), action="rollback",
+        effective_from=datetime.now(timezone.utc), info=RunInfo("d", "rollback", f"back-{version}"),
+        expected=world.registry.alias("late", "champion"),
+    )  # fmt: skip
+
+
+def test_a_challenger_meets_whom_it_would_replace_whatever_that_one_is_effective_from(world):
+    world.make_champion(world.candidate("first", seed=1), DAY.start)
+    world.make_champion(world.candidate("late", days=1, seed=2), datetime.now(timezone.utc), run="by hand")
+    spec = world.spec(world.candidate("new", days=2, seed=3), POLICY)
+    first = stages.run(spec, INFO)
+    assert world.registry.evidence(first.model)["champion"]["version"] == "2"
+    world.make_champion({"model": first.model}, DAY.end, run=INFO.run_id)
+    world.make_champion(world.candidate("newest", days=9, seed=4), DAY.end + timedelta(days=9), run="newest")
+    assert stages.run(spec, INFO).evidence.digest == first.evidence.digest
+
+
+def test_judging_again_gives_the_same_evidence_in_a_run_without_an_interval_too(world):
+    world.make_champion(world.candidate("old", seed=1))
+    info, new = replace(INFO, interval=None), world.candidate("new", days=1)
+    first = stages.run(world.spec(new, POLICY), info)
+    world.make_champion(new, DAY.end, run=INFO.run_id)
+    assert stages.run(world.spec(new, POLICY), info).evidence.digest == first.evidence.digest
+
+
+def test_a_version_that_was_deleted_challenges_nobody(world):
+    world.make_champion(world.candidate("one", seed=1))
+    world.make_champion(world.candidate("two", days=1, seed=2), DAY.end, run="two")
+    with world.registry._client() as client:
+        client.delete_model_version("late", "2")
+    spec = world.spec(world.candidate("new", days=2, seed=3), {"metrics": {"auc": {"at_least": 0.5}}})
+    result = stages.run(spec, INFO)
+    assert result.passed
+    assert world.registry.evidence(result.model)["champion"] is None, "the policy does not ask for a challenge"
+    result = stages.run(replace(spec, policy=world.policy(**POLICY)), INFO)
+    assert world.registry.evidence(result.model)["champion"]["version"] == "1"
+    world.make_champion({"model": result.model}, DAY.end, run=INFO.run_id)
+    with world.registry._client() as client:
+        client.delete_model_version("late", "1")
+    assert stages.run(spec, INFO).passed
+    assert stages.run(replace(spec, policy=world.policy(**POLICY)), INFO).passed
+
+
 def test_the_same_model_as_the_champion_passes(world):
     world.make_champion(world.candidate("one"))
     shutil.copytree(world.root / "one", world.root / "two")
@@ -223,6 +298,23 @@ def test_quality_counts_from_the_first_training_row_on(world):
     assert not _overlaps("2013-01-07T120000", None, DAY.start)
 
 
+def test_quality_that_one_of_the_series_lacks_is_not_met(world):
+    for day, rows, quality in ((1, 9, {"overall": 0.99}), (2, 0, {})):
+        body = {"interval": f"2013-01-{day:02d}", "quality": quality, "passed": True, "rows": rows}
+        write_point(str(world.root / "flights"), Interval.from_key(body["interval"]), body)
+    roots = (str(world.root / "flights"), str(world.root / "typo"))
+    spec = world.spec(world.candidate(), {"min_quality": 0.9}, quality=roots)
+    result = stages.run(spec, INFO)
+    assert result.failed == ("quality",)
+    assert "no quality is recorded for the training window in typo; worst batch 2013-01-01 of 1" in result.reason
+    assert str(world.root) not in Path(result.evidence.uri).read_text()
+    assert stages.run(replace(spec, quality=roots[:1]), INFO).passed, "the 2nd was empty"
+    body = {"interval": "2013-01-03", "quality": {}, "passed": True, "rows": 5}
+    write_point(roots[0], Interval.from_key("2013-01-03"), body)
+    reason = stages.run(replace(spec, quality=roots[:1]), INFO).reason
+    assert "no score is recorded for 1 admitted batches, such as 2013-01-03 of flights" in reason
+
+
 def test_missing_lineage_is_named(world):
     ref = packages.package(world.root / "p")
     manifest = models.read_manifest(world.root / "p")
@@ -257,6 +349,45 @@ def test_an_evaluation_of_another_model_is_an_integrity_error(world):
         stages.run(world.spec({**one, "evaluation": two["evaluation"]}, POLICY), INFO)
     with pytest.raises(IntegrityError, match="parity report is about model sha256:"):
         stages.run(world.spec({**one, "parity": two["parity"]}, POLICY), INFO)
+
+
+def test_reports_that_were_mixed_up_are_a_data_error(world):
+    one = world.candidate()
+    message = r"evaluation report .*parity.json lacks test, metrics, operating_point: it is the parity report; pass the"
+    with pytest.raises(DataError, match=message):
+        stages.run(world.spec({**one, "evaluation": one["parity"]}, POLICY), INFO)
+    with pytest.raises(DataError, match=message):
+        stages.run(RegisterSpec(one["model"], one["parity"]), replace(INFO, run_id="again"))
+    message = r"parity report .*one.json lacks passed, max_difference, flips: it is the evaluation report; pass the"
+    with pytest.raises(DataError, match=message):
+        stages.run(world.spec({**one, "parity": one["evaluation"]}, POLICY), INFO)
+    other = tables.write_text(world.root / "x.json", json.dumps({"model": {"digest": one["model"].digest}}))
+    report = ReportRef("x", str(other), tables.file_digest(other))
+    with pytest.raises(DataError, match="lacks passed, max_difference, flips; pass the register stage's `parity`"):
+        stages.run(world.spec({**one, "parity": report}, POLICY), INFO)
+
+
+def test_an_evaluation_at_another_operating_point_than_the_version_s_is_an_integrity_error(world):
+    ref = packages.package(world.root / "p", threshold=0.4)
+    point = {"by": "threshold", "value": 0.1, "threshold": 0.1}
+    report = packages.evaluation(world.root / "r.json", ref, world.test, operating_point=point)
+    forgotten = stages.run(RegisterSpec(ref), INFO)
+    spec = world.spec({"model": forgotten.model, "evaluation": report, "parity": forgotten.parity}, POLICY)
+    with pytest.raises(
+        IntegrityError, match=r"measured at the operating point 0\.1, the version is used at 0\.4: register"
+    ):
+        stages.run(spec, INFO)
+    given = stages.run(RegisterSpec(ref, report), replace(INFO, run_id="given"))
+    result = stages.run(replace(spec, model=given.model, parity=given.parity), INFO)
+    assert world.registry.evidence(result.model)["operating_point"] == point
+
+
+def test_a_version_that_names_no_operating_point_is_judged_where_it_is_used(world):
+    candidate = world.candidate(threshold=0.4)
+    with world.registry._client() as client:
+        client.delete_model_version_tag("late", "1", "airflow_ml.threshold")
+    result = stages.run(world.spec(candidate, POLICY), INFO)
+    assert world.registry.evidence(result.model)["operating_point"]["threshold"] == 0.4
 
 
 def test_a_report_that_was_changed_is_an_integrity_error(world):
@@ -302,6 +433,10 @@ def test_an_unregistered_model_is_a_spec_error(world):
         ("metrics: [", "cannot be read"),
         ("tresholds: {}", r"unknown key in gate policy p\.yaml 'tresholds'"),
         ("metrics: {auc: {at_least: high}}", r"gate policy p\.yaml\.metrics\.auc\.at_least"),
+        (
+            "{parity: false, lineage: false}",
+            r"gate policy p\.yaml: criteria must be at least one of .*, got 'none at all'",
+        ),
     ],
 )
 def test_a_policy_file_with_a_mistake_names_it(world, text, message):

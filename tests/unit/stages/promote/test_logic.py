@@ -14,7 +14,8 @@ from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.registry import JournalEntry, journal
-from airflow_ml_provider.stages.promote.logic import effective_from, may_promote
+from airflow_ml_provider.registry.journal import Holders
+from airflow_ml_provider.stages.promote.logic import effective_from, judged_against_another, may_promote
 from airflow_ml_provider.stages.promote.spec import PromoteSpec, RollbackSpec
 
 JAN = datetime(2013, 1, 1, tzinfo=timezone.utc)
@@ -27,7 +28,9 @@ def model(version: int, day: int | None) -> ModelRef:
 
 
 def verdict(candidate, *holders, info=SCHEDULED, backfill="never", rolled_back=()):
-    return may_promote(candidate, holders, backfill=backfill, info=info, rolled_back=rolled_back)
+    """Decide with one holder, or with that of the alias and that of the journal."""
+    held = Holders(holders, agreed=len(holders) == 1)
+    return may_promote(candidate, held, backfill=backfill, info=info, rolled_back=rolled_back)
 
 
 def test_the_first_and_every_newer_one_move():
@@ -66,6 +69,42 @@ def test_the_same_model_is_champion_already_even_in_a_backfill():
     again = replace(model(1, 7), version="5")
     found = verdict(again, model(1, 7), info=RunInfo(reason="backfill"))
     assert (found.outcome, found.reason) == ("already", "already champion: version 1 is this very model")
+
+
+def test_a_move_that_alias_or_journal_lacks_is_completed():
+    assert verdict(model(2, 14), model(1, 7), model(2, 14)).outcome == "move"  # the alias lacks it
+    assert verdict(model(2, 14), model(2, 14), model(1, 7)).outcome == "move"  # the journal lacks it
+    by_journal_alone = Holders((model(2, 14),), agreed=False)
+    assert may_promote(model(2, 14), by_journal_alone, backfill="never", info=SCHEDULED).outcome == "move"
+    found = verdict(model(2, 14), model(1, 20), model(2, 14))
+    assert (found.outcome, "version 1 until 2013-01-21" in found.reason) == ("refuse", True)
+
+
+def record(champion: ModelRef | None, *criteria: str) -> dict:
+    """Evidence as far as the challenge goes."""
+    judged = None if champion is None else {"version": champion.version, "digest": champion.digest}
+    return {"champion": judged, "criteria": [{"name": name, "passed": True} for name in criteria]}
+
+
+@pytest.mark.parametrize(
+    ("champion", "holders", "reason"),
+    [
+        (model(1, 7), [model(1, 7)], ""),
+        (model(1, 7), [model(2, 9)], "was judged against version 1, but the alias is held by version 2; let the gate"),
+        (None, [model(2, 9)], "was judged against nobody, but the alias is held by version 2;"),
+        (None, [], ""),
+        (model(1, 7), [], ""),  # nobody is replaced
+        (model(1, 7), [model(1, 7), model(2, 9)], ""),
+        (model(3, 7), [model(1, 7), model(2, 9)], "but the alias is held by version 1 and version 2;"),
+        (model(1, 7), [model(5, 14)], ""),  # completes its own move
+        (replace(model(1, 7), version="4"), [model(1, 7)], ""),  # the very same model under another version
+    ],
+)
+def test_a_challenge_counts_against_the_one_who_is_replaced(champion, holders, reason):
+    found = judged_against_another(model(5, 14), record(champion, "challenge.auc"), Holders(tuple(holders)))
+    assert reason in found
+    assert bool(found) == bool(reason)
+    assert not judged_against_another(model(5, 14), record(champion, "metric.auc"), Holders(tuple(holders)))
 
 
 def test_what_was_rolled_back_from_does_not_come_back_by_itself():
@@ -141,6 +180,12 @@ def test_the_last_healthy_holder(moves, version):
     assert (found.version if found else None) == version
 
 
+def test_what_was_deleted_is_not_gone_back_to_and_what_was_bad_stays_bad():
+    log = entries("p1", "p2", "p3", "r2", "p4")
+    assert journal.last_healthy(log, "4", {"1", "3", "4"}).version == "1"
+    assert journal.last_healthy(log, "4", {"3", "4"}) is None
+
+
 def test_after_a_move_by_hand_the_journal_s_own_holder_is_healthy():
     assert journal.last_healthy(entries("p1", "p2"), "9").version == "2"
 
@@ -166,6 +211,13 @@ def test_what_was_done_is_rewritten_by_rollbacks_not_by_promotions():
     assert journal.held(log, late, before=2).version == "1"
     assert journal.held(log[:2], late, before=1).version == "1"
     assert journal.held(log[:2], late, before=0) is None
+
+
+def test_which_run_promoted_a_version():
+    log = tuple(replace(entry, dag_id="d", run_id=entry.identity) for entry in entries("p1", "p2", "r1"))
+    assert journal.promoted_by(log, "d", "2", "2") == log[1]
+    assert journal.promoted_by(log, "d", "1", "2") is None
+    assert journal.promoted_by(log, "d", "3", "1") is None, "that was a rollback"
 
 
 def test_one_task_one_entry_per_version():

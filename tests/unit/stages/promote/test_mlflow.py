@@ -30,6 +30,8 @@ pytestmark = [
     pytest.mark.usefixtures("tracking_uri"),
 ]
 
+METRICS = "metrics: {auc: {at_least: 0.6}}"
+CHALLENGE = "challenge: {metric: auc, min_gain: -0.01}"
 DAYS = [Interval.from_key(f"2013-01-{day:02d}") for day in range(1, 20)]
 
 
@@ -51,16 +53,16 @@ class World:
         self.test = packages.dataset(root / "test.parquet", packages.rows(400, seed=9), name="test")
         self.registry = Registry.from_env()
 
-    def registered(self, day: int, **kwargs: object) -> tuple[ModelRef, GateSpec]:
+    def registered(self, day: int, rules: str = METRICS, **kwargs: object) -> tuple[ModelRef, GateSpec]:
         """Register the model that the run of `day` has trained; return it and how to judge it."""
         kwargs = {"seed": day, "trained_until": DAYS[day].end, **kwargs}
         ref = packages.package(self.root / f"p{day}", **kwargs)  # type: ignore[arg-type]
         report = packages.evaluation(self.root / f"e{day}.json", ref, self.test)
         result = stages.run(RegisterSpec(ref, report), info(day))
-        policy = tables.write_text(self.root / "gate.yaml", "metrics: {auc: {at_least: 0.6}}")
+        policy = tables.write_text(self.root / f"{codec.digest(rules)[7:19]}.yaml", rules)
         spec = GateSpec(
             model=result.model, evaluation=report, policy=str(policy), output=str(self.root / "out"),  # type: ignore[attr-defined]
-            parity=result.parity,  # type: ignore[attr-defined]
+            parity=result.parity, test=self.test,  # type: ignore[attr-defined]
         )  # fmt: skip
         return result.model, spec  # type: ignore[attr-defined]
 
@@ -238,6 +240,135 @@ def test_the_same_model_again_is_champion_already(world):
     assert world.champion == "1"
 
 
+def test_a_challenge_against_someone_who_was_replaced_since_is_no_evidence(world):
+    world.promoted(1, rules="metrics: {auc: {at_least: 0.1}}", features=("distance", "carrier"))
+    ref, gate = world.registered(4, CHALLENGE, features=("hour", "carrier"))
+    assert stages.run(gate, info(4)).passed, "it beats the weak one"
+    world.promoted(3)
+    result = stages.run(PromoteSpec(ref), info(4))
+    assert result.status == "refused"
+    assert result.reason == (
+        "late version 2 was judged against version 1, but the alias is held by version 3; let the gate judge it again"
+    )
+    assert world.champion == result.model.version == "3"
+    again = stages.run(gate, info(4))
+    assert world.registry.evidence(ref)["champion"]["version"] == "3"
+    assert not again.passed, "it does not beat the strong one"
+
+
+def test_a_challenge_against_nobody_is_no_evidence_once_somebody_holds_the_alias(world):
+    ref = world.judged(4, rules=CHALLENGE)
+    world.promoted(3)
+    result = stages.run(PromoteSpec(ref), info(4))
+    assert (result.status, world.champion) == ("refused", "2")
+    assert "was judged against nobody, but the alias is held by version 2" in result.reason
+
+
+def test_who_was_given_back_the_alias_since_the_challenge_must_be_met(world):
+    world.promoted(1)
+    world.promoted(2, features=("hour", "carrier"))
+    ref, gate = world.registered(4, CHALLENGE, seed=1, threshold=0.6)
+    assert stages.run(gate, info(4)).passed
+    stages.run(RollbackSpec("late"), info(4, task_id="rollback"))  # for data from now on, not for that of 2013
+    refused = stages.run(PromoteSpec(ref), info(4))
+    assert "judged against version 2, but the alias is held by version 1" in refused.reason
+    assert stages.run(gate, info(4)).passed
+    assert world.registry.evidence(ref)["champion"]["version"] == "1"
+    assert stages.run(PromoteSpec(ref), info(4)).previous == "1"
+
+
+@pytest.mark.parametrize("changes", [{}, {"reason": "backfill"}])
+def test_judging_and_promoting_again_in_any_order_changes_nothing(world, changes):
+    """Train, gate, promote in one run, one run after the other, then all of it again: the own promotion is no rival."""
+    steps = []
+    for day in (1, 2, 3):
+        ref, gate = world.registered(day, CHALLENGE, seed=7, threshold=0.5 + day / 100)
+        spec, run = PromoteSpec(ref, backfill="newer"), info(day, **changes)
+        judged = stages.run(gate, run)
+        assert stages.run(spec, run).moved
+        steps.append((gate, judged.evidence.digest, spec, run))
+    before = world.registry.journal("late")
+    champions = [world.registry.evidence(gate.model)["champion"] for gate, *_ in steps]
+    assert [champion and champion["version"] for champion in champions] == [None, "1", "2"]
+    for gate, digest, spec, run in steps:
+        assert stages.run(gate, run).evidence.digest == digest
+        result = stages.run(spec, run)
+        assert (result.status, result.moved, result.model.version) == ("ok", False, "3")
+    assert world.registry.journal("late") == before
+
+
+def test_a_challenge_is_not_judged_anew_when_a_killed_move_is_completed(world, monkeypatch):
+    from mlflow import MlflowClient
+
+    world.promoted(1)
+    ref = world.judged(2, rules=CHALLENGE, seed=1, threshold=0.6)
+    real = MlflowClient.set_registered_model_alias
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stages.run(PromoteSpec(ref), info(2))
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", real)
+    assert stages.run(PromoteSpec(ref), info(2)).moved
+    assert world.journal() == [("promote", "1", None), ("promote", "2", "1")]
+
+
+@pytest.mark.parametrize("by_hand", [None, "1"])
+def test_an_alias_that_was_moved_by_hand_is_not_said_to_be_right(world, by_hand):
+    world.promoted(1)
+    ref = world.promoted(2)
+    with world.registry._client() as client:
+        client.delete_registered_model_alias("late", "champion")
+        if by_hand:
+            client.set_registered_model_alias("late", "champion", by_hand)
+    result = stages.run(PromoteSpec(ref), info(2, run_id="other"))
+    assert (result.status, result.moved, result.previous) == ("ok", True, by_hand)
+    assert world.champion == "2"
+    assert world.journal()[2:] == [("promote", "2", by_hand)]
+    assert world.registry.verify_journal("late") == []
+    again = stages.run(PromoteSpec(ref), info(2, run_id="third"))
+    assert (again.moved, again.reason) == (False, "already champion: version 2 is this very model")
+
+
+@pytest.mark.parametrize("journalled", [False, True])
+def test_a_champion_that_was_set_by_hand_is_journalled_when_it_is_promoted(world, journalled):
+    if journalled:
+        world.promoted(1)
+    ref = world.judged(2)
+    with world.registry._client() as client:
+        client.set_registered_model_alias("late", "champion", ref.version)
+    result = stages.run(PromoteSpec(ref), info(2))
+    assert (result.status, world.champion) == ("ok", ref.version)
+    assert world.journal()[-1] == ("promote", ref.version, ref.version)
+    assert world.registry.verify_journal("late") == []
+
+
+def test_versions_that_were_deleted_block_no_promotion(world):
+    world.promoted(1)
+    world.promoted(2)
+    stages.run(RollbackSpec("late"), info(4, task_id="rollback"))
+    with world.registry._client() as client:
+        client.delete_model_version("late", "2")  # rolled back from
+    ref = world.judged(5, rules=CHALLENGE, seed=1, threshold=0.6)
+    assert stages.run(PromoteSpec(ref), info(5)).moved
+    again = world.judged(6, seed=2, trained_until=DAYS[2].end)
+    assert "was rolled back from" in stages.run(PromoteSpec(again), info(6)).reason, "the journal knows its digest"
+    with world.registry._client() as client:
+        client.delete_model_version("late", "3")  # the champion itself
+    old = world.judged(0, seed=8)
+    assert "version 1 until 2013-01-03" in stages.run(PromoteSpec(old), info(0)).reason, "1 held it before"
+    with world.registry._client() as client:
+        client.delete_model_version("late", "1")  # all that ever held it
+    assert world.promoted(7, rules=CHALLENGE).version == "6"
+
+
+def test_a_version_of_another_origin_that_was_rolled_back_from_blocks_no_promotion(world):
+    world.promoted(1)
+    with world.registry._client() as client:
+        foreign = client.create_model_version("late", str(world.root)).version
+        client.set_registered_model_alias("late", "champion", foreign)
+    assert stages.run(RollbackSpec("late"), info(2, task_id="rollback")).previous == str(foreign)
+    assert world.promoted(3).version == "3"
+
+
 def test_killed_between_journal_and_alias(world, monkeypatch):
     from mlflow import MlflowClient
 
@@ -352,6 +483,15 @@ def test_what_was_rolled_back_from_is_not_promoted_again(world):
     assert result.status == "refused"
     assert "late version 2 was rolled back from" in result.reason
     assert world.promoted(6).version == "3"
+
+
+def test_rollback_passes_by_a_version_that_was_deleted(world):
+    for day in (1, 2, 3):
+        world.promoted(day)
+    with world.registry._client() as client:
+        client.delete_model_version("late", "2")
+    result = stages.run(RollbackSpec("late"), info(4, task_id="rollback"))
+    assert (result.model.version, result.previous, world.champion) == ("1", "3", "1")
 
 
 def test_rollback_to_a_version_of_choice(world):
