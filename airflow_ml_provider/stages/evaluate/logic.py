@@ -8,14 +8,16 @@ from typing import Any, Optional
 from airflow_ml_provider.exceptions import DataError
 from airflow_ml_provider.stages.evaluate.metrics import METRICS, Rows, better, metric
 from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
+from airflow_ml_provider.stages.register.logic import ROUNDING
 
 
 def choose_threshold(point: OperatingPoint, rows: Rows) -> float:
     """Return the score from which a row is flagged, chosen on validation rows.
 
-    It lies half-way between the lowest flagged score and the next lower one: rounding, as in another runtime, then
-    changes no decision on the rows that it was chosen on. Where no threshold reaches the wanted precision, the one of
-    highest precision is taken.
+    It lies half-way between the lowest flagged score and the next lower one, or beyond all scores by what rounding may
+    lose: rounding, as in another runtime, then changes no decision on the rows that it was chosen on. It is a float32,
+    as the scores are that it is compared with. Where no threshold reaches the wanted precision, the one of highest
+    precision is taken.
 
     Raises:
         DataError: the validation rows lack a label that the choice needs.
@@ -41,12 +43,11 @@ def choose_threshold(point: OperatingPoint, rows: Rows) -> float:
     else:
         share = (flagged - tp) / (n - positives) if point.by == "fpr" else flagged / n
         allowed = np.flatnonzero(share <= point.value)
-        if not len(allowed):  # even the best scored rows are too many: flag none
-            return float(np.nextafter(rows.scores[0], np.inf))
-        at = int(allowed[-1])
-    lowest = rows.scores[ends[at]]
-    below = rows.scores[ends[at] + 1] if ends[at] + 1 < n else lowest
-    half = (lowest + below) / 2
+        at = int(allowed[-1]) if len(allowed) else -1  # even the best scored rows are too many: flag none
+    above, under = rows.scores[0] + 2 * ROUNDING, max(0.0, rows.scores[-1] - 2 * ROUNDING)
+    levels = np.concatenate(([above], rows.scores[ends], [under]))
+    lowest, below = levels[at + 1 : at + 3]
+    half = np.float32((lowest + below) / 2)
     return float(half if half > below else lowest)
 
 

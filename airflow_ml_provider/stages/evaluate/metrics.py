@@ -86,7 +86,7 @@ class Rows:
 
     Attributes:
         labels: 0.0 or 1.0.
-        scores: P(label = 1).
+        scores: P(label = 1), rounded to float32 as they are served.
         losses: negative log-likelihood per row.
     """
 
@@ -99,7 +99,7 @@ class Rows:
         """Return rows in any order as `Rows`; equal rows in another order give equal bits."""
         import numpy as np
 
-        scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+        scores, labels = np.asarray(scores, np.float32).astype(np.float64), np.asarray(labels, np.float64)
         order = descending(labels, scores)
         scores, labels = scores[order], labels[order]
         clipped = np.clip(scores, _CLIP, 1 - _CLIP)
@@ -123,7 +123,7 @@ def measure(rows: Rows, threshold: float) -> dict[str, Optional[float]]:
 
     Parameters:
         rows: at least one row.
-        threshold: rows that score at least this are flagged.
+        threshold: rows that score at least this, both in float32, are flagged: what the score stage does.
     """
     import numpy as np
 
@@ -140,7 +140,7 @@ def measure(rows: Rows, threshold: float) -> dict[str, Optional[float]]:
         "brier": float(((rows.scores - rows.labels) ** 2).mean()),
         "ece": sum(b["rows"] * abs(b["score"] - b["frequency"]) for b in calibration(rows)) / n,
     }
-    flagged = int(np.searchsorted(-rows.scores, -threshold, side="right"))
+    flagged = _flagged(rows, threshold)
     hits = float(rows.labels[:flagged].sum())
     return {
         **values,
@@ -170,6 +170,12 @@ def calibration(rows: Rows) -> list[dict[str, float]]:
         }
         for i in np.flatnonzero(counts)
     ]
+
+
+def _flagged(rows: Rows, threshold: float) -> int:
+    import numpy as np
+
+    return int(np.searchsorted(-rows.scores, -float(np.float32(threshold)), side="right"))
 
 
 def _ratio(a: float, b: float) -> Optional[float]:
@@ -209,7 +215,7 @@ class Cells:
         edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
         # Rows at an edge belong to the bin above it, and the order is descending.
         at_edges = np.searchsorted(-rows.scores, -edges, side="right")
-        at_threshold = np.searchsorted(-rows.scores, -threshold, side="right")
+        at_threshold = _flagged(rows, threshold)
         even = rows.scores[np.arange(bins) * n // bins]
         at_even = np.searchsorted(-rows.scores, -even, side="left")
         cuts = np.unique(np.concatenate(([0], at_even, at_edges, [at_threshold])))

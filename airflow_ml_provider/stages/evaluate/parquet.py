@@ -133,7 +133,7 @@ def newest_training_row(package: Path, timestamp: str) -> datetime:
 
 
 def span(column: Any) -> tuple[datetime, datetime]:
-    """Return the first and the last moment of a timestamp column, in UTC (a column without a zone is in UTC).
+    """Return the first and the last moment of a column of timestamps or dates, in UTC (without a zone it is in UTC).
 
     Raises:
         DataError: it holds no timestamps.
@@ -141,9 +141,10 @@ def span(column: Any) -> tuple[datetime, datetime]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not pa.types.is_timestamp(column.type):
-        raise DataError(f"the timestamp column has type {column.type}, not timestamp; name the right column")
-    found = pc.min_max(column.cast(pa.timestamp("us", column.type.tz), safe=False)).as_py()
+    if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+        raise DataError(f"the timestamp column has type {column.type}, not timestamp or date; name the right column")
+    zone = getattr(column.type, "tz", None)
+    found = pc.min_max(column.cast(pa.timestamp("us", zone), safe=False)).as_py()
     if found["min"] is None:
         raise DataError("the timestamp column has no values; name the right column")
     low, high = (m if m.tzinfo else m.replace(tzinfo=timezone.utc) for m in (found["min"], found["max"]))

@@ -69,7 +69,8 @@ def run(spec: MonitorSpec, info: RunInfo) -> MonitorResult:
             inputs=(spec.dataset,),
         )
     work = Work(
-        spec, interval, found, _reference(registry, found), _current(spec, scored, registry, found),
+        spec, interval, found, _reference(registry, found),
+        _current(_files(spec.dataset, interval), scored, registry, found),
         performance.measure_arrived(spec.labels, spec.predictions, spec.key, interval, spec.policy),
     )  # fmt: skip
     columns = _judged(work)
@@ -104,10 +105,26 @@ def _reference(registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
     return merged
 
 
-def _current(spec: MonitorSpec, scored: Path, registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
+def _files(dataset: DatasetRef, interval: Interval) -> list[Path]:
+    """Return the files with the rows: of a table those of the interval, of another folder all.
+
+    Raises:
+        DataError: the table has no rows of the interval.
+    """
+    place = tables.local_path(dataset.uri)
+    if not place.is_dir():
+        return [place]
+    if not (there := tables.partitions(dataset.uri)):
+        return sorted(place.glob("**/*.parquet"))
+    path = tables.partition(dataset.uri, interval)
+    if not path.is_file():
+        newest = there[-1].parent.name
+        raise DataError(f"table {dataset.name!r} at {place} has no {path.parent.name}, its newest is {newest}")
+    return [path]
+
+
+def _current(paths: Sequence[Path], scored: Path, registry: Registry, holders: Iterable[ModelRef]) -> Sketch:
     """Return the sketch of the rows that the holders are for, and of their scores."""
-    place = tables.local_path(spec.dataset.uri)
-    paths = sorted(place.glob("**/*.parquet")) if place.is_dir() else [place]
     merged, segments = Sketch(), set()
     for holder in holders:
         segment = dict(holder.segment)
@@ -120,8 +137,17 @@ def _current(spec: MonitorSpec, scored: Path, registry: Registry, holders: Itera
         log.warning("there are no predictions at %s: the scores are not compared", scored)
         return merged
     column = sketch_parquet([scored], {models.SCORE: "float"}).columns[models.SCORE]
-    # Rows that no model is for have no score; that is no drift of the scores.
-    return replace(merged, columns={**merged.columns, models.SCORE: replace(column, nulls=0)})
+    # Rows that no model is for have no score; that is no drift of the scores. A score that is not a number is missing.
+    column = replace(column, nulls=column.nulls - _without_score(scored))
+    return replace(merged, columns={**merged.columns, models.SCORE: column})
+
+
+def _without_score(scored: Path) -> int:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(scored) as file:
+        groups = (file.read_row_group(i, columns=[models.SCORE]) for i in range(file.num_row_groups))
+        return sum(group.column(0).null_count for group in groups)
 
 
 def _decide(work: Work, batch: Batch, info: RunInfo) -> tuple[Entry, str]:

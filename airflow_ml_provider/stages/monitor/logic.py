@@ -55,15 +55,17 @@ class Performance:
     Attributes:
         labels: labels that arrived.
         rows: of these, labels of rows that had been scored.
+        not_a_number: labels of rows whose score is not a number; `rows` are without them.
         judged: there are enough of them, and of both kinds.
         auc: area under the ROC curve; none when one label only arrived.
         log_loss: mean negative log-likelihood.
         base_rate: share of label 1.
-        models: model name to its `versions`, `rows`, `auc`, `log_loss`, `base_rate`.
+        models: model name to its `versions`, `rows`, `not_a_number`, `auc`, `log_loss`, `base_rate`.
     """
 
     labels: int = 0
     rows: int = 0
+    not_a_number: int = 0
     judged: bool = False
     auc: Optional[float] = None
     log_loss: Optional[float] = None
@@ -187,6 +189,9 @@ def judge_batch(columns: Sequence[ColumnDrift], rows: int, performance: Performa
         if policy.min_auc is not None and performance.auc < policy.min_auc:
             severity = "significant"
             reasons[-1] += f", below {policy.min_auc:g}"
+    if performance.not_a_number:  # no model may give such a score, whatever its share
+        severity = max(severity, "warn", key=_ORDER.index)
+        reasons.append(f"{performance.not_a_number} scores of rows with labels are not a number")
     return Batch(drift_judged or performance_judged, severity, share, "; ".join(reasons))
 
 

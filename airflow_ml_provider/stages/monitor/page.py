@@ -69,6 +69,8 @@ def _performance(body: Mapping[str, Any]) -> str:
     rows = [_performance_row("all", "", body)]
     rows += [_performance_row(n, ", ".join(map(str, m["versions"])), m) for n, m in body["models"].items()]
     notes = [f"{body['labels']:,} labels arrived, {body['rows']:,} of them for rows that had been scored."]
+    if body["not_a_number"]:
+        notes.append(f"{body['not_a_number']:,} further rows have a score that is not a number.")
     if not body["judged"]:
         notes.append("Too few to judge.")
     return f'{_table(head, rows)}<p class="quiet">{" ".join(notes)}</p>'

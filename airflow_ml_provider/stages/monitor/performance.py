@@ -20,6 +20,8 @@ LABEL, KNOWN_AT = "label", "label_known_at"
 MODEL, VERSION = "model_name", "model_version"
 # Partitions are read from the newest on, so many at a time, until every label has found its prediction.
 _AT_ONCE = 32
+# Name of the column with the file of a prediction, which no column of the predictions has.
+_FILE = "airflow_ml_file"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def measure_arrived(
     """Compare the labels that arrived in an interval with what had been predicted by then.
 
     A row that was scored more than once counts with the newest prediction; of several labels of a row the one known
-    last counts. Labels of rows that were never scored are counted, not judged.
+    last counts. Labels of rows that were never scored, or whose score is not a number, are counted, not judged.
 
     Parameters:
         labels: root folder of labels by the interval in which they arrived; none measures nothing.
@@ -51,7 +53,7 @@ def measure_arrived(
         policy: `min_labels`.
 
     Raises:
-        DataError: a column is missing.
+        DataError: a column is missing, or a label is not 0 or 1.
     """
     path = tables.partition(labels, interval) if labels else None
     if path is None or not path.is_file():
@@ -71,7 +73,7 @@ def judge(models: Any, versions: Any, labels: Any, scores: Any, min_labels: int)
         models: name of the model per row.
         versions: its version per row.
         labels: 0 or 1 per row.
-        scores: predicted probability per row.
+        scores: predicted probability per row; rows where it is not a number are left out and counted.
         min_labels: fewer rows, or rows of one label, are not judged.
     """
     overall = _metrics(labels, scores)
@@ -84,22 +86,36 @@ def judge(models: Any, versions: Any, labels: Any, scores: Any, min_labels: int)
 
 
 def _metrics(labels: Any, scores: Any) -> dict[str, Any]:
+    import numpy as np
+
+    known = ~np.isnan(scores)
+    labels, scores, lost = labels[known], scores[known], len(scores) - int(known.sum())
     if not len(labels):
-        return {"rows": 0, "auc": None, "log_loss": None, "base_rate": None}
+        return {"rows": 0, "not_a_number": lost, "auc": None, "log_loss": None, "base_rate": None}
     found = measure(Rows.of(labels, scores), 0.5)
-    body = {"rows": len(labels), "auc": found["auc"], "log_loss": found["log_loss"]}
+    body = {"rows": len(labels), "not_a_number": lost, "auc": found["auc"], "log_loss": found["log_loss"]}
     return {**body, "base_rate": float(labels.mean())}
 
 
 def _load(connection: Any, path: Path, key: Sequence[str]) -> int:
-    """Load the newest known label of each row; return how many there are."""
+    """Load the newest known label of each row; return how many there are. NaN is a missing label."""
     source = f"read_parquet({tables.quote(str(path))}, hive_partitioning = false)"
     columns = _columns(connection, source)
     _require(columns, [*key, LABEL], path)
     keys = ", ".join(map(tables.quote_name, key))
+    taken = ", ".join([keys, LABEL, *([KNOWN_AT] if KNOWN_AT in columns else [])])
+    # DuckDB takes a Parquet file's word that it has no NaN, but its statistics just leave NaN out: into memory first.
+    connection.execute(f"CREATE TABLE delivered AS SELECT {taken} FROM {source} WHERE {LABEL} IS NOT NULL")  # noqa: S608
+    number = f"TRY_CAST({LABEL} AS DOUBLE)"
+    wrong, example = connection.execute(
+        f"SELECT count(*), min({LABEL}::VARCHAR) FROM delivered "  # noqa: S608
+        f"WHERE coalesce({number} NOT IN (0, 1) AND NOT isnan({number}), true)"
+    ).fetchone()
+    if wrong:
+        raise DataError(f"label in {path} must be 0 or 1, got {example} in {wrong} rows")
     newest = f"ORDER BY {KNOWN_AT} DESC, {LABEL}" if KNOWN_AT in columns else f"ORDER BY {LABEL}"
     connection.execute(
-        f"CREATE TABLE arrived AS SELECT {keys}, {LABEL}::DOUBLE AS label FROM {source} WHERE {LABEL} IS NOT NULL "  # noqa: S608
+        f"CREATE TABLE arrived AS SELECT {keys}, {number} AS label FROM delivered WHERE {number} IN (0, 1) "  # noqa: S608
         f"QUALIFY row_number() OVER (PARTITION BY {keys} {newest}) = 1"
     )
     return int(connection.execute("SELECT count(*) FROM arrived").fetchone()[0])
@@ -114,17 +130,17 @@ def _match(connection: Any, root: str, key: Sequence[str], interval: Interval, w
     while wanted and partitions:
         newest, partitions = partitions[-_AT_ONCE:], partitions[:-_AT_ONCE]
         files = ", ".join(tables.quote(str(path)) for path in newest)
-        source = f"read_parquet([{files}], filename = true, union_by_name = true, hive_partitioning = false)"
+        source = f"read_parquet([{files}], filename = '{_FILE}', union_by_name = true, hive_partitioning = false)"
         columns = _columns(connection, source)
         _require(columns, [*key, SCORE], tables.local_path(root))
         model, version = (name if name in columns else "''" for name in (MODEL, VERSION))
         connection.execute(
-            f"CREATE OR REPLACE TABLE found AS SELECT {keys}, label, filename, {model} AS model, {version} AS version, "  # noqa: S608
-            f"{SCORE} AS score FROM waiting JOIN {source} USING ({keys}) WHERE NOT isnan({SCORE}) "
+            f"CREATE OR REPLACE TABLE found AS SELECT {keys}, waiting.label, {_FILE} AS file, {model} AS model, "  # noqa: S608
+            f"{version} AS version, {SCORE} AS score FROM waiting JOIN {source} USING ({keys}) "
             # Keys of one grain sort in time order, and so do the names of their folders.
-            f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY filename DESC) = 1"
+            f"WHERE {SCORE} IS NOT NULL QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_FILE} DESC) = 1"
         )
-        connection.execute("INSERT INTO met SELECT filename, model, version, label, score FROM found")
+        connection.execute("INSERT INTO met SELECT file, model, version, label, score FROM found")
         connection.execute(f"DELETE FROM waiting WHERE ({keys}) IN (SELECT ({keys}) FROM found)")  # noqa: S608
         if connection.execute("SELECT count(*) FROM waiting").fetchone()[0] == 0:
             break

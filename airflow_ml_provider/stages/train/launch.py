@@ -43,7 +43,9 @@ def torchrun(spec: TrainSpec, info: RunInfo, folder: Path) -> TrainResult:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        (folder / CALL).write_text(codec.canonical({"spec": spec, "info": info}), encoding="utf-8")
+        # Not the canonical form: the name of the model follows the order of the segment's columns.
+        call = json.dumps(codec.encode({"spec": spec, "info": info}), allow_nan=False)
+        (folder / CALL).write_text(call, encoding="utf-8")
         command = [sys.executable, "-m", __name__, str(os.getpid())]
         command += ["--standalone", f"--nproc-per-node={spec.launch.processes}"]
         command += [f"--max-restarts={spec.launch.max_restarts}", "--monitor-interval=0.1"]

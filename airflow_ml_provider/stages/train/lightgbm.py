@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,32 +23,34 @@ DEFAULTS: Mapping[str, Any] = {
     "num_threads": 2,
 }
 # What makes the result the same in every run, and what the export stands on.
-FIXED: Mapping[str, Any] = {"objective": "binary", "deterministic": True, "force_row_wise": True, "verbosity": -1}
-_TAKEN = {*FIXED, "seed", "random_state", "random_seed", "application", "verbose", "linear_tree", "force_col_wise"}
+FIXED: Mapping[str, Any] = {
+    "objective": "binary", "metric": "binary_logloss", "deterministic": True, "force_row_wise": True, "verbosity": -1,
+}  # fmt: skip
+_TAKEN = {*FIXED, "seed", "linear_tree", "force_col_wise"}
+_LIST = "https://lightgbm.readthedocs.io/en/stable/Parameters.html"
 
 
 def fit(run: Run) -> Any:
     """Return a booster of as many trees as are best on the validation rows.
 
-    `run.params` are LightGBM's own, with `num_boost_round` and `early_stopping_rounds` among them.
+    `run.params` are LightGBM's own, by any of their names, with `num_boost_round` and `early_stopping_rounds` among
+    them.
 
     Raises:
-        SpecError: a setting belongs to this package.
+        SpecError: a setting is not known, is given twice, has a wrong value or belongs to this package.
     """
     import lightgbm
 
-    params = dict(run.params)
-    rounds, patience = params.pop("num_boost_round", ROUNDS), params.pop("early_stopping_rounds", PATIENCE)
-    for name in params:
-        if name in _TAKEN and params[name] != FIXED.get(name):
-            raise invalid(f"params.{name}", params[name], "left out", "the stage sets it; the seed is its own argument")
-    params = {**DEFAULTS, **params, **FIXED, "seed": run.seed, "metric": "binary_logloss"}
+    params = settings(run.params)
+    rounds, patience = params.pop("num_iterations", ROUNDS), params.pop("early_stopping_round", PATIENCE)
+    params = {**DEFAULTS, **params, **FIXED, "seed": run.seed}
     matrix, labels = run.train.numpy()
     train = lightgbm.Dataset(matrix, labels, params=params, feature_name=[f"f{i}" for i in range(matrix.shape[1])])
     curve: dict[str, Any] = {}
     callbacks = [lightgbm.record_evaluation(curve)]
     if patience:
-        callbacks.append(lightgbm.early_stopping(patience, verbose=False))
+        least_gain = params.pop("early_stopping_min_delta", 0.0)
+        callbacks.append(lightgbm.early_stopping(patience, min_delta=least_gain, verbose=False))
     try:
         booster = lightgbm.train(
             params,
@@ -63,6 +66,36 @@ def fit(run: Run) -> Any:
         run.log("validation_loss", loss, step)
     run.log("trees", booster.best_iteration or booster.current_iteration())
     return booster
+
+
+def settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by their main names, which would win over the other names of the same setting.
+
+    Raises:
+        SpecError: a setting is not known, is given twice, or belongs to this package.
+    """
+    main = _main_names()
+    given: dict[str, str] = {}
+    for name, value in params.items():
+        if name not in main:
+            near = difflib.get_close_matches(name, main, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise SpecError(f"params.{name} is no setting of LightGBM; {hint}all of them: {_LIST}")
+        setting = main[name]
+        if setting in given:
+            raise SpecError(f"params.{given[setting]} and params.{name} are one setting, {setting}; give one of them")
+        given[setting] = name
+        if setting in _TAKEN and value != FIXED.get(setting):
+            raise invalid(f"params.{name}", value, "left out", "the stage sets it; the seed is its own argument")
+    return {setting: params[name] for setting, name in given.items()}
+
+
+def _main_names() -> dict[str, str]:
+    """Return all names of the settings of the installed LightGBM, each with the setting's main name."""
+    from lightgbm.basic import _ConfigAliases  # the library itself knows them; nothing public tells them
+
+    names: Mapping[str, list[str]] = _ConfigAliases._get_all_param_aliases()
+    return {name: setting for setting, known in names.items() for name in known}
 
 
 def native(model: Any, features: int) -> Native:

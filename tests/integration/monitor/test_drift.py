@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("mlflow")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_ml_provider import codec, models, tables
@@ -179,6 +180,36 @@ class TestReference:
         assert "the scores are not compared" in caplog.text
 
 
+class TestScores:
+    def altered(self, store, change):
+        """Score two days, change the scores of the first, judge the labels of the first on the second."""
+        store.champion()
+        first = store.day(0)
+        path = tables.partition(str(store.root / "predictions"), store.interval(0))
+        rows = pq.ParquetFile(path).read()
+        scores = pa.array(change(rows["score"].to_pylist()), pa.float32())
+        pq.write_table(rows.set_column(rows.schema.get_field_index("score"), "score", scores), path)
+        results = run(store.spec(first), info(store, 0)), run(store.spec(store.day(1)), info(store, 1))
+        (column,) = [c for c in report_of(results[0])["columns"] if c["name"] == "score"]
+        return *results, column
+
+    def test_that_are_not_a_number_are_missing_ones(self, store):
+        day, later, column = self.altered(store, lambda scores: [float("nan")] * len(scores))
+        assert (column["missing"], column["severity"]) == ([0.0, 1.0], "significant")
+        assert day.severity != "none"
+        assert "drifted (score)" in day.reason
+        done = report_of(later)["performance"]
+        assert (done["labels"], done["rows"], done["not_a_number"], done["judged"]) == (800, 0, 800, False)
+        assert "800 scores of rows with labels are not a number" in later.reason
+        assert "800 further rows have a score that is not a number" in Path(later.report.html).read_text()
+
+    def test_that_no_model_gave_are_none(self, store):
+        day, later, column = self.altered(store, lambda scores: [None] * 400 + scores[400:])
+        assert (column["missing"], column["severity"], day.severity) == ([0.0, 0.0], "none", "none")
+        done = report_of(later)["performance"]
+        assert (done["labels"], done["rows"], done["not_a_number"]) == (800, 400, 0)
+
+
 class TestTraining:
     def test_starts_once_per_episode(self, store, drifted):
         store.champion()
@@ -263,6 +294,32 @@ def test_a_folder_of_files_is_a_dataset(store):
     first = store.day(0)
     folder = DatasetRef(name="joined", uri=str(Path(first.uri).parent), digest=first.digest, interval=first.interval)
     assert run(store.spec(folder), info(store, 0)).metrics["rows"] == 800
+
+
+class TestTable:
+    """A whole table as the data set, as the score stage takes it."""
+
+    def test_later_deliveries_stay_invisible(self, store, drifted):
+        store.champion()
+        store.day(0)
+        table = DatasetRef(name="joined", uri=str(store.root / "joined"), digest="sha256:0")
+        spec = store.spec(table, interval=store.interval(1))
+        one = run(store.spec(store.day(1), name="one"), info(store, 1))
+        before = run(spec, info(store, 1))
+        for day in (2, 3):
+            store.day(day, change=drifted)
+        again = run(spec, info(store, 1))
+        assert again.report == before.report
+        assert (again.metrics, again.severity) == (one.metrics, one.severity)
+        assert report_of(again)["columns"] == report_of(one)["columns"]
+
+    def test_without_the_interval(self, store):
+        store.champion()
+        store.day(0)
+        table = DatasetRef(name="joined", uri=str(store.root / "joined"), digest="sha256:0")
+        message = r"table 'joined' at .* has no interval=2013-01-03, its newest is interval=2013-01-02"
+        with pytest.raises(DataError, match=message):
+            run(store.spec(table, interval=store.interval(1)), info(store, 1))
 
 
 def test_window_may_differ_from_that_of_the_rows(store):

@@ -115,6 +115,14 @@ def test_trains_as_one_process_would_be_asked_to(torch_spec):
     assert stages.run(torch_spec(), INFO) == result
 
 
+def test_model_of_a_segment_has_the_name_that_one_process_gives_it(torch_spec, tmp_path):
+    segment = {"origin": "EWR", "carrier": "UA"}
+    result = stages.run(torch_spec(segment=segment, params={**PARAMS, "epochs": 1}), INFO)
+    assert result.model.name == "flight_delay_ewr_ua"
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["flight_delay_ewr_ua"]
+    assert Path(result.model.uri) == package.place(torch_spec(segment=segment), INFO)
+
+
 def test_another_python_gives_the_same(torch_spec, whole):
     found = Interpreter(sys.executable).call(torch_spec(), INFO, {})
     assert found.model.digest == whole.model.digest

@@ -6,6 +6,7 @@ from airflow_ml_provider.exceptions import DataError, SpecError
 from airflow_ml_provider.stages.evaluate.logic import choose_threshold, winners, worst_slices
 from airflow_ml_provider.stages.evaluate.metrics import Rows, measure
 from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
+from airflow_ml_provider.stages.register.logic import ROUNDING
 
 np = pytest.importorskip("numpy")
 
@@ -26,10 +27,10 @@ class TestChooseThreshold:
             ("recall", 1.0, 0.45),
             ("precision", 1.0, 0.75),
             ("precision", 0.75, 0.45),
-            ("precision", 0.1, 0.1),
+            ("precision", 0.1, 0.1 - ROUNDING),  # all
             ("fpr", 0.0, 0.75),
             ("fpr", 0.34, 0.45),
-            ("fpr", 1.0, 0.1),
+            ("fpr", 1.0, 0.1 - ROUNDING),
             ("share", 0.5, 0.65),
             ("share", 0.4, 0.75),
         ],
@@ -42,6 +43,27 @@ class TestChooseThreshold:
         assert measure(rows, threshold)["recall"] == 0.0
         worst_first = Rows.of([0, 1], [0.9, 0.1])
         assert measure(worst_first, choose_threshold(OperatingPoint("fpr", 0.0), worst_first))["fpr"] == 0.0
+
+    @pytest.mark.parametrize("off", [0, 5e-7, -5e-7])
+    @pytest.mark.parametrize(("point", "flagged"), [(("share", 0.1), 0), (("recall", 1.0), 30)])
+    def test_none_and_all_hold_for_served_scores(self, point, flagged, off):
+        """The export scores in float32, and a little aside."""
+        native = np.repeat([0.9638009049773756, 0.3], [20, 10])  # in float32 the first is greater
+        served = (native + off).astype(np.float32)
+        threshold = choose_threshold(OperatingPoint(*point), Rows.of([1, 0] * 15, native))
+        assert (served >= np.float32(threshold)).sum() == flagged
+
+    @pytest.mark.parametrize("value", [0.05, 0.1, 0.35, 0.6, 1.0])
+    def test_is_a_float32_that_divides_float32_scores(self, value):
+        native = np.nextafter(np.float32(0.7), np.float32(0)) + np.linspace(0, 3e-7, 40)
+        threshold = choose_threshold(OperatingPoint("share", value), Rows.of([1, 0] * 20, native))
+        assert threshold == float(np.float32(threshold))
+        assert (native.astype(np.float32) >= np.float32(threshold)).mean() <= value
+
+    def test_certain_scores(self):
+        certain = Rows.of([1, 0], [1.0, 0.0])
+        assert choose_threshold(OperatingPoint("share", 0.1), certain) > 1
+        assert choose_threshold(OperatingPoint("share", 1.0), certain) == 0
 
     def test_unreachable_precision_takes_the_best(self):
         rows = Rows.of([0, 1, 0], [0.9, 0.8, 0.1])

@@ -21,7 +21,7 @@ def draw(n, seed=0, ties=False):
 
 
 def reference(labels, scores, threshold):
-    flagged = scores.astype(np.float64) >= threshold
+    flagged = scores >= np.float32(threshold)  # as the score stage
     negatives = labels == 0
     return {
         "auc": sklearn.roc_auc_score(labels, scores),
@@ -37,7 +37,7 @@ def reference(labels, scores, threshold):
 
 class TestMeasure:
     @pytest.mark.parametrize("ties", [False, True])
-    @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5])
+    @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.7])
     def test_equals_scikit_learn(self, ties, threshold):
         labels, scores = draw(5000, ties=ties)
         got = measure(Rows.of(labels, scores), threshold)
@@ -65,6 +65,13 @@ class TestMeasure:
         assert got["brier"] == pytest.approx((0.01 + 0.36 + 0.16 + 0.04) / 4)
         # Bins [.2,.3): 0.2 against 0; [.6,.7): 0.6 against 0.5; [.9,1]: 0.9 against 1.
         assert got["ece"] == pytest.approx((1 * 0.2 + 2 * 0.1 + 1 * 0.1) / 4)
+
+    def test_threshold_is_compared_in_float32(self):
+        """0.7 is greater than its float32, which is what models score."""
+        scores = np.float32([0.7] * 10 + [0.2] * 10)
+        got = measure(Rows.of([1] * 7 + [0] * 13, scores), 0.7)
+        assert (got["precision"], got["recall"], got["fpr"]) == (0.7, 1.0, 3 / 13)
+        assert got == measure(Rows.of([1] * 7 + [0] * 13, scores.astype(np.float64).round(7)), 0.7)
 
     def test_undefined_values_are_none(self):
         nothing_flagged = measure(Rows.of([1, 0], [0.2, 0.1]), 0.5)
@@ -108,9 +115,10 @@ class TestCells:
             assert got[name] == pytest.approx(exact[name]), name
         assert got["auc"] == pytest.approx(exact["auc"], abs=2e-3 if n > 1000 else 0.05)
 
-    @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0, 2.0])
-    def test_threshold_anywhere(self, threshold):
-        rows = Rows.of(*draw(2000))
+    @pytest.mark.parametrize("ties", [False, True])
+    @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.6, 0.7, 1.0, 2.0])
+    def test_threshold_anywhere(self, threshold, ties):
+        rows = Rows.of(*draw(2000, ties=ties))
         cells = Cells.of(rows, threshold)
         got, exact = metrics.from_cells(cells, cells.counts[None]), measure(rows, threshold)
         assert got["recall"][0] == pytest.approx(exact["recall"])

@@ -141,6 +141,24 @@ class TestOperatingPoint:
         assert (scores >= threshold).mean() == pytest.approx(0.2, abs=0.005)
         assert report["operating_point"]["chosen_on"] == "validation rows"
 
+    def test_none_flagged_is_none_flagged_by_the_score_stage(self, spec, monkeypatch, tmp_path):
+        """Many rows share the best score, whose native value lies a little below the one that is served."""
+        from airflow_ml_provider.stages.score.stream import score_file
+
+        exact = models.Scorer.score
+        monkeypatch.setattr(models.Scorer, "score", lambda *args: np.minimum(exact(*args), np.float32(0.3)))
+        path = Path(spec.model.uri, models.VALIDATION)
+        rows = pq.ParquetFile(path).read()
+        native = np.minimum(np.array(rows[models.SAMPLE_SCORE].to_pylist()), float(np.float32(0.3)) - 1e-9)
+        index = rows.schema.get_field_index(models.SAMPLE_SCORE)
+        pq.write_table(rows.set_column(index, models.SAMPLE_SCORE, pa.array(native)), path)
+        result = run(replace(spec, operating_point=OperatingPoint("fpr", 0.01)), RunInfo())
+        assert result.metrics["fpr"] == 0.0
+        point = report_of(result)["operating_point"]["threshold"]
+        scorer = models.Scorer(Path(spec.model.uri))
+        score_file(Path(spec.test.uri), tmp_path / "scored.parquet", [(spec.model, scorer)], thresholds=[point])
+        assert not any(pq.read_table(tmp_path / "scored.parquet")["flagged"].to_pylist())
+
     def test_manifest_stands_in(self, spec, package, tmp_path, test_set):
         training = test_set(50, days=0, name="training")
         model = package("bare", validation=False, threshold=0.3)
@@ -166,6 +184,27 @@ class TestRefusal:
 
         model = package("cut", trained_until=datetime(2013, 1, 3, tzinfo=timezone.utc))
         assert run(replace(spec, model=model), RunInfo()).status == "ok"
+
+
+class TestDates:
+    """Rows whose moment is a day; training takes them, too."""
+
+    @pytest.fixture
+    def by_day(self, spec, test_set):
+        def cut(rows):
+            days = rows["event_timestamp"].cast(pa.date32())
+            return rows.set_column(rows.schema.get_field_index("event_timestamp"), "event_timestamp", days)
+
+        path = Path(spec.model.uri, models.VALIDATION)
+        pq.write_table(cut(pq.ParquetFile(path).read()), path)
+        return lambda days: replace(spec, test=test_set(name="days", days=days, change=cut))
+
+    def test_are_measured(self, by_day):
+        report = report_of(run(by_day(1), RunInfo()))
+        assert report["test"]["start"] == report["test"]["end"] == "2013-01-02T00:00:00+00:00"
+
+    def test_the_same_day_is_refused(self, by_day):
+        assert run(by_day(0), RunInfo()).status == "refused"
 
 
 class TestBadInput:

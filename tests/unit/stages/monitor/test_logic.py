@@ -127,6 +127,21 @@ class TestJudgeBatch:
         assert (batch.judged, batch.severity, batch.drift_share) == (True, "significant", None)
         assert batch.reason == "5 rows, drift is judged from 100 on; AUC 0.500 on 300 arrived labels, below 0.6"
 
+    @pytest.mark.parametrize(
+        ("other", "auc", "severity"),
+        [("none", 0.8, "warn"), ("significant", 0.8, "significant"), ("none", 0.1, "significant")],
+    )
+    def test_scores_that_are_not_a_number_are_told(self, other, auc, severity):
+        done = Performance(labels=400, rows=300, not_a_number=7, judged=True, auc=auc)
+        batch = judge_batch([column(other)], 500, done, replace(POLICY, min_auc=0.6))
+        assert batch.severity == severity
+        assert batch.reason.endswith("; 7 scores of rows with labels are not a number")
+
+    def test_nothing_but_scores_that_are_not_a_number(self):
+        done = Performance(labels=400, not_a_number=400)
+        batch = judge_batch([column("none")], 500, done, replace(POLICY, min_auc=0.6))
+        assert (batch.severity, batch.judged) == ("warn", True)
+
     def test_drifted_columns_are_named(self):
         batch = judge_batch([column("significant", "hour"), column("none")], 500, Performance(), POLICY)
         assert batch.reason == "1 of 2 columns drifted (hour)"

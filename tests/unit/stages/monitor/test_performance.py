@@ -18,6 +18,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("duckdb")
 
 POLICY = DriftPolicy(min_labels=4)
+NAN = float("nan")
 DAYS = [Interval.from_key(f"2013-01-{d:02d}") for d in range(1, 10)]
 
 
@@ -104,6 +105,73 @@ def test_rows_that_were_never_scored_are_counted_only(store):
     store.label(1, {"a": 1, "b": 0, "x": 0, "n": None})
     done = store.measure(1).performance
     assert (done.labels, done.rows, done.judged, done.auc) == (3, 1, False, None)
+
+
+def test_scores_that_are_not_a_number_are_told(store):
+    """The newest prediction counts even then: an older one would hide that the model is broken."""
+    store.predict(0, {"a": 0.9, "b": 0.2, "c": 0.9, "d": 0.1}, version="1")
+    store.predict(1, {"c": NAN, "d": NAN, "e": NAN}, model="late_jfk", version="2")
+    store.label(2, dict.fromkeys("ac", 1) | dict.fromkeys("bde", 0))
+    done = store.measure(2).performance
+    assert (done.labels, done.rows, done.not_a_number, done.judged, done.auc) == (5, 2, 3, False, 1.0)
+    told = {name: (m["rows"], m["not_a_number"], m["auc"]) for name, m in done.models.items()}
+    assert told == {"late": (2, 0, 1.0), "late_jfk": (0, 3, None)}
+
+
+@pytest.mark.parametrize("missing", [[NAN], [NAN, None], [NAN] * 400])
+def test_labels_that_are_not_a_number_are_missing(store, missing):
+    """With a null among them, or without: DuckDB reads the two differently."""
+    store.predict(0, {"0": 0.9, "1": 0.2, "2": 0.3, "3": 0.8})
+    labels = [1.0, 0.0, *missing]
+    store.put(store.labels, 1, {"id": [str(i) for i in range(len(labels))], "label": labels})
+    done = store.measure(1).performance
+    assert (done.labels, done.rows, done.auc, done.base_rate) == (2, 2, 1.0, 0.5)
+
+
+def test_nothing_but_labels_that_are_not_a_number(store):
+    store.predict(0, {"a": 0.9, "b": 0.2})
+    store.put(store.labels, 1, {"id": ["a", "b"], "label": [NAN, NAN]})
+    assert store.measure(1).performance == Performance()
+
+
+def test_a_label_that_is_not_a_number_replaces_no_known_one(store):
+    store.predict(0, {"a": 0.9, "b": 0.2})
+    times = [DAYS[0].start + timedelta(hours=h) for h in (1, 3, 2)]
+    store.put(store.labels, 1, {"id": ["a", "a", "b"], "label": [1.0, NAN, 0.0], "label_known_at": times})
+    assert store.measure(1).performance.auc == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([1, 2, 0, 2], "got 2 in 2 rows"),
+        ([1.0, 0.0, 0.5, None], "got 0.5 in 1 rows"),
+        ([1.0, NAN, float("inf"), 0.0], "got inf in 1 rows"),
+        (["1", "0", "late", None], "got late in 1 rows"),
+        ([[1], [0], None, None], r"got \[0\] in 2 rows"),
+    ],
+)
+def test_labels_that_are_no_labels(store, labels, told):
+    store.predict(0, {"a": 0.9, "b": 0.2})
+    path = store.put(store.labels, 1, {"id": list("abcd"), "label": labels})
+    with pytest.raises(DataError, match=rf"label in {path} must be 0 or 1, {told}"):
+        store.measure(1)
+
+
+@pytest.mark.parametrize("labels", [[True, False, None], ["1", "0", None], [1.0, 0.0, None]])
+def test_labels_of_any_type(store, labels):
+    store.predict(0, {"a": 0.9, "b": 0.2, "c": 0.1})
+    store.put(store.labels, 1, {"id": list("abc"), "label": labels})
+    assert store.measure(1).performance.auc == 1.0
+
+
+def test_predictions_may_carry_columns_of_any_name(store):
+    carried = {"label": [0, 1], "filename": ["x", "y"], "file": [1, 2], "score": [0.9, 0.1]}
+    path = store.put(store.predictions, 0, {"id": ["a", "b"], **carried})
+    arrived = store.label(1, {"a": 1, "b": 0})
+    found = store.measure(1)
+    assert (found.performance.rows, found.performance.auc) == (2, 1.0)
+    assert found.read == (arrived, path)
 
 
 def test_few_labels_are_not_judged(store):

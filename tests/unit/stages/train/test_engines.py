@@ -204,6 +204,13 @@ class TestRefusals:
         [
             ("lightgbm", {"objective": "regression"}, "params.objective must be left out, got 'regression'"),
             ("lightgbm", {"seed": 3}, "params.seed must be left out, got 3; the stage sets it"),
+            ("lightgbm", {"random_state": 3}, "params.random_state must be left out, got 3; the stage sets it"),
+            ("lightgbm", {"loss": "regression"}, "params.loss must be left out, got 'regression'"),
+            ("lightgbm", {"metrics": "auc"}, "params.metrics must be left out, got 'auc'"),
+            ("lightgbm", {"linear_trees": True}, "params.linear_trees must be left out, got True"),
+            ("lightgbm", {"num_leafs": 7}, "params.num_leafs is no setting of LightGBM; did you mean 'num_leaf'?"),
+            ("lightgbm", {"min_child_sample": 7}, "did you mean 'min_child_samples'?"),
+            ("lightgbm", {"eta": 0.1, "learning_rate": 0.2}, "params.eta and params.learning_rate are one setting"),
             ("lightgbm", {"num_leaves": 0}, "LightGBM refused params"),
             ("sklearn", {"estimator": "os.system"}, "unknown params.estimator 'os.system'"),
             (
@@ -218,6 +225,9 @@ class TestRefusals:
     def test_bad_settings(self, run, engine, params, message):
         with pytest.raises(SpecError, match=message):
             run(engine=engine, params=params)
+
+    def test_settings_of_this_package_may_be_repeated(self, run):
+        assert run(params={**FAST, "application": "binary", "verbose": -1, "metric": "binary_logloss"}).status == "ok"
 
     def test_failed_training_leaves_the_old_package(self, run):
         first = run()
@@ -249,6 +259,31 @@ class TestEstimators:
 
         folder = Path(run(engine="sklearn", params={}).model.uri)
         assert skops.io.get_untrusted_types(file=folder / "model.skops") == []
+
+
+class TestLightgbmNames:
+    @pytest.mark.parametrize(
+        ("other", "main"),
+        [
+            ({"min_child_samples": 400}, {"min_data_in_leaf": 400}),
+            ({"eta": 0.5}, {"learning_rate": 0.5}),
+            ({"max_leaf_nodes": 2}, {"num_leaves": 2}),
+            ({"colsample_bytree": 0.5}, {"feature_fraction": 0.5}),
+            ({"n_estimators": 3}, {"num_boost_round": 3}),
+            ({"n_iter_no_change": 1, "eta": 1.0}, {"early_stopping_rounds": 1, "learning_rate": 1.0}),
+        ],
+    )
+    def test_any_name_of_a_setting_counts(self, run, other, main):
+        results = [run(info=replace(INFO, map_index=i), params={**p}) for i, p in enumerate((other, main))]
+        assert results[0].model.digest == results[1].model.digest
+        assert results[0].model.digest != run(info=replace(INFO, map_index=5)).model.digest
+
+    def test_least_gain_stops_early(self, run):
+        assert trees(run(params={"early_stopping_min_delta": 1.0, "early_stopping_rounds": 2})) < 5
+
+
+def trees(result) -> int:
+    return (Path(result.model.uri) / lightgbm.MODEL).read_text().count("\nTree=")
 
 
 class TestSinglePrecision:
@@ -390,6 +425,12 @@ class TestFunction:
         self.run_function(run, source, {"mark": str(mark)}, info=replace(INFO, map_index=9))
         assert Path(f"{mark}.drawn").read_text() == interrupted
 
+    def test_a_snapshot_without_safetensors_says_what_to_install(self, run, monkeypatch):
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+        source = "def fit(run):\n    run.snapshot(1, best=0.5)\n"
+        with pytest.raises(MissingLibrary, match=r"pip install safetensors"):
+            self.run_function(run, source)
+
 
 def test_stage_imports_nothing_heavy():
     import subprocess
@@ -409,9 +450,3 @@ def test_local_paths_may_be_uris(spec, tmp_path):
     uri = f"file://{tmp_path}/with%20space"
     result = stages.run(spec(output=uri, params=FAST), INFO)
     assert tables.local_path(result.model.uri).is_relative_to(tmp_path / "with space")
-
-    def test_a_snapshot_without_safetensors_says_what_to_install(self, run, monkeypatch):
-        monkeypatch.setitem(sys.modules, "safetensors", None)
-        source = "def fit(run):\n    run.snapshot(1, best=0.5)\n"
-        with pytest.raises(MissingLibrary, match=r"pip install safetensors"):
-            self.run_function(run, source)
