@@ -42,9 +42,9 @@ def run(spec: IngestSpec, info: RunInfo) -> IngestResult:
         )
     with _engine(spec) as connection:
         files = stage(connection, spec, base, paths)
-        good, accepted = _deduplicate(connection, spec)
+        good, accepted = _deduplicate(connection, spec, files)
         _check_nothing_lost(files, good)
-        where = _quarantine_path(spec)
+        where = tables.partition(spec.quarantine_root, spec.interval)
         status, reason = logic.verdict(files, accepted, str(where.parent))
         counts = logic.counts(files, accepted)
         dead = _write_dead_letters(connection, spec, files, where)
@@ -79,14 +79,14 @@ def _engine(spec: IngestSpec) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _deduplicate(connection: Any, spec: IngestSpec) -> tuple[int, int]:
+def _deduplicate(connection: Any, spec: IngestSpec, files: list[FileReport]) -> tuple[int, int]:
     """Make `accepted` with the user's column names; return how many good rows there were and how many are left."""
     names = list(spec.columns)
     columns = {name: f"c{i}" for i, name in enumerate(names)}
     renamed = ", ".join(f"{columns[name]} AS {quote_name(name)}" for name in names)
     if spec.key:
         key = ", ".join(columns[name] for name in spec.key)
-        order = logic.newest_first_sql(columns[spec.version] if spec.version else None, "file", "line")
+        order = logic.newest_first_sql(columns[spec.version] if spec.version else None, logic.place_sql(files), "line")
         # Few rows have a twin: ranking only those costs a fraction of ranking all.
         query = f"""
             WITH good AS (SELECT * FROM staged WHERE reason IS NULL),
@@ -114,11 +114,6 @@ def _overwrite(connection: Any, spec: IngestSpec, counts: dict[str, int]) -> Dat
     path = tables.partition(spec.target, spec.interval)
     tables.write(connection, f"SELECT * FROM accepted ORDER BY {logic.order_sql(spec.columns, spec.key)}", path)
     return tables.describe(spec.name, path, interval=spec.interval, counts=counts)
-
-
-def _quarantine_path(spec: IngestSpec) -> Path:
-    root = spec.quarantine or f"{spec.target.rstrip('/')}_quarantine"
-    return tables.partition(root, spec.interval)
 
 
 def _write_dead_letters(connection: Any, spec: IngestSpec, files: list[FileReport], path: Path) -> Optional[DatasetRef]:

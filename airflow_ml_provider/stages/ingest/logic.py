@@ -141,11 +141,17 @@ def text_sql(field: str, null_values: Iterable[str]) -> str:
     return f"CASE WHEN {field} NOT IN ({nulls}) THEN {field} END" if nulls else field
 
 
+def first_sql(texts: Sequence[str]) -> str:
+    """Return SQL for the first of some texts that is a value."""
+    return texts[0] if len(texts) == 1 else f"coalesce({', '.join(texts)})"
+
+
 def parse_sql(text: str, kind: ColumnType) -> str:
     """Return SQL for the value that a text stands for; NULL when it is not of its type.
 
     DuckDB's casts are more lenient than a contract may be: `3.7` would round to an int, `1_000` be a number, `epoch`
-    a time, `NaN` and infinity numbers. Spaces around a value do no harm.
+    a time, `NaN` and infinity numbers, `+99:99` an offset. Years are 1 to 9999 in UTC, as everywhere else. Spaces
+    around a value do no harm.
     """
     cast = f"TRY_CAST({text} AS {SQL_TYPES[kind]})"
     if kind == "string":
@@ -156,8 +162,14 @@ def parse_sql(text: str, kind: ColumnType) -> str:
         return f"CASE WHEN isfinite({cast}) AND NOT contains({text}, '_') THEN {cast} + 0.0 END"
     if kind == "bool":
         return f"TRY_CAST(lower(trim({text})) AS BOOLEAN)"
-    day = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    return _only(text, day if kind == "date" else rf"{day}([T ][0-9:.]+ ?(Z|[+-][0-9:]+)?)?", cast)
+    pattern, last = "[0-9]{4}-[0-9]{2}-[0-9]{2}", "9999-12-31"
+    if kind == "timestamp":
+        offset = "[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?"
+        pattern, last = f"{pattern}([T ][0-9:.]+ ?(Z|{offset})?)?", f"{last} 23:59:59.999999"
+    inside = f"{cast} BETWEEN {SQL_TYPES[kind]} '0001-01-01' AND {SQL_TYPES[kind]} '{last}'"
+    # Only these texts can be outside, also by their offset; to look at the values of all would cost a second cast.
+    edge = f"{text} < '0001-01-03' OR {text} > '9999-12-30'"
+    return _only(text, pattern, f"CASE WHEN {edge} THEN CASE WHEN {inside} THEN {cast} END ELSE {cast} END")
 
 
 def reason_sql(name: str, text: str, value: str, kind: ColumnType, null_values: Iterable[str], required: bool) -> str:
@@ -174,6 +186,38 @@ def reason_sql(name: str, text: str, value: str, kind: ColumnType, null_values: 
     )
 
 
+def all_sql(reasons: Sequence[str]) -> str:
+    """Return SQL for all reasons that there are, NULL when there are none."""
+    return f"nullif(concat_ws('; ', {', '.join(reasons)}), '')" if reasons else "NULL"
+
+
+def inexact_sql(name: str, text: str, token: str) -> str:
+    """Return SQL for why a JSON value of column `name` is not what was sent, NULL when it is.
+
+    The JSON reader keeps numbers with a point or an exponent as doubles, which from 2**53 on round whole numbers.
+
+    Parameters:
+        name: name of the column.
+        text: SQL for the value as the reader gives it.
+        token: SQL for its JSON type; looked at only for texts that can be such numbers.
+    """
+    number = "-?[0-9]([0-9]{15,}[.]0|[0-9.]*[eE][+]?[0-9]+)"
+    before = quote(f"column {name!r}: ")
+    after = quote(" came as a JSON number that is not exact; send it without a point, or as a text")
+    return (
+        f"CASE WHEN regexp_full_match({text}, {quote(number)}) THEN CASE WHEN {token} = 'DOUBLE' "
+        f"AND abs(TRY_CAST({text} AS DOUBLE)) >= {2**53} THEN {before} || {text} || {after} END END"
+    )
+
+
+def repeated_sql(keys: str, titles: Sequence[str]) -> str:
+    """Return SQL for which of `titles` is in a list of keys more than once, NULL when none is."""
+    again = f"len(list_filter({keys}, lambda key: key = title)) > 1"
+    found = f"list_filter([{', '.join(map(quote, titles))}], lambda title: {again})"
+    before, after = quote("key '"), quote("' is there twice")
+    return f"{before} || ({found})[1] || {after}"
+
+
 def order_sql(columns: Iterable[str], key: Sequence[str]) -> str:
     """Return the one order in which rows are written: by key, then by everything else."""
     names = [*key, *(name for name in columns if name not in key)]
@@ -184,6 +228,13 @@ def newest_first_sql(version: Optional[str], *position: str) -> str:
     """Return the order that puts the row that wins among rows of one key first."""
     by_version = [f"{version} DESC NULLS LAST"] if version else []
     return ", ".join([*by_version, *(f"{name} DESC" for name in position)])
+
+
+def place_sql(files: Sequence[FileReport]) -> str:
+    """Return SQL for where the file of a row stands in the delivery: bytes that come again stand where they do last."""
+    last = {(file.digest, file.format): number for number, file in enumerate(files)}
+    places = [last[file.digest, file.format] for file in files]
+    return "file" if places == list(range(len(files))) else f"{places}[file + 1]"
 
 
 def counts(files: Sequence[FileReport], accepted: int) -> dict[str, int]:
@@ -228,13 +279,14 @@ def verdict(files: Sequence[FileReport], accepted: int, where: str) -> tuple[Lit
     return "ok", "; ".join(f"{f.name} absorbed: {f.reason}" for f in twins[:3])
 
 
-def check_table(columns: Mapping[str, Column], found: Mapping[str, str], where: str) -> None:
+def check_table(columns: Mapping[str, Column], found: Mapping[str, str], where: str, key: Sequence[str] = ()) -> None:
     """Check that rows of `columns` can join a table that has the columns `found` (name to SQL type).
 
-    A column that the table lacks is added, with no value in its old rows.
+    A column that the table lacks is added, with no value in its old rows; so it cannot be part of the key.
 
     Raises:
-        SpecError: a column has another type, or the table has one that is not expected and would be lost.
+        SpecError: a column has another type, the table has one that is not expected and would be lost, or lacks one of
+            the key.
     """
     for name, kind in found.items():
         if name not in columns:
@@ -242,6 +294,12 @@ def check_table(columns: Mapping[str, Column], found: Mapping[str, str], where: 
         want = SQL_TYPES[columns[name].type]
         if kind not in (want, "TIMESTAMP WITH TIME ZONE" if want == "TIMESTAMPTZ" else want):
             raise SpecError(f"column {name!r} of the table {where} is of type {kind}, not {want}; use another target")
+    for name in key:
+        if name not in found:
+            raise SpecError(
+                f"the table {where} lacks the key column {name!r}, so that its rows would have no key; give the key "
+                "that the table was made with, or use another target"
+            )
 
 
 def _only(text: str, pattern: str, value: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_ml_provider import tables
+from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.stages.ingest import logic
 from airflow_ml_provider.stages.ingest.spec import IngestSpec
@@ -34,12 +35,13 @@ def merge(connection: Any, spec: IngestSpec, counts: Mapping[str, int]) -> tuple
     """Merge the rows of `accepted` into the table; return the table and how many rows were new, newer and stale.
 
     Raises:
-        SpecError: the table has other columns.
+        SpecError: the table has other columns, another layout, or rows that the key does not tell apart.
     """
     root = tables.local_path(spec.target)
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root):
         roll_forward(root)
+        _check_layout(root, spec)
         held = {path.relative_to(root).as_posix(): path for path in _files(root, spec)}
         _check(connection, spec, held)
         metrics = _choose(connection, spec, held)
@@ -78,9 +80,37 @@ def _files(root: Path, spec: IngestSpec) -> list[Path]:
     return [root / tables.DATA] if (root / tables.DATA).exists() else []
 
 
+def _check_layout(root: Path, spec: IngestSpec) -> None:
+    """Raise `SpecError` when the table was laid out otherwise: its rows would be neither updated nor read any more."""
+    if spec.partition_by and (root / tables.DATA).exists():
+        found, wanted = "one file", f"partitions by {spec.partition_by!r}"
+    elif not spec.partition_by and (parts := tables.partitions(str(root))):
+        found, wanted = f"partitions such as {parts[0].parent.name}", "one file (no partition_by)"
+    else:
+        return
+    raise SpecError(
+        f"the table {root} is laid out as {found}, not as {wanted}; change partition_by or use another target"
+    )
+
+
 def _scan(path: Path) -> str:
     """Return SQL for the rows of a file; the name of its folder is not taken for a column."""
     return f"read_parquet({quote(str(path))}, hive_partitioning = false)"
+
+
+def _columns(connection: Any, path: Path) -> dict[str, str]:
+    """Return the columns of a file and their SQL types."""
+    return {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {_scan(path)}").fetchall()}
+
+
+def _rows(connection: Any, spec: IngestSpec, path: Path) -> str:
+    """Return SQL for the rows of a file with all columns of the spec; those that it lacks have no value."""
+    found = _columns(connection, path)
+    columns = ", ".join(
+        quote_name(name) if name in found else f"NULL::{logic.SQL_TYPES[column.type]} AS {quote_name(name)}"
+        for name, column in spec.columns.items()
+    )
+    return f"(SELECT {columns} FROM {_scan(path)})"
 
 
 def _place(spec: IngestSpec) -> str:
@@ -92,8 +122,7 @@ def _place(spec: IngestSpec) -> str:
 
 def _check(connection: Any, spec: IngestSpec, held: Mapping[str, Path]) -> None:
     for path in held.values():
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {_scan(path)}").fetchall()
-        logic.check_table(spec.columns, {row[0]: row[1] for row in rows}, str(path))
+        logic.check_table(spec.columns, _columns(connection, path), str(path), spec.key)
 
 
 def _choose(connection: Any, spec: IngestSpec, held: Mapping[str, Path]) -> dict[str, float]:
@@ -108,8 +137,9 @@ def _choose(connection: Any, spec: IngestSpec, held: Mapping[str, Path]) -> dict
         candidates &= _places(connection, f"SELECT {_place(spec)} FROM accepted")
     for place in sorted(candidates):
         columns = f"{key}, {version} AS _ml_version, {quote(place)} AS _ml_place"
-        rows = _scan(held[place])
+        rows = _rows(connection, spec, held[place])
         connection.execute(f"INSERT INTO old SELECT {columns} FROM {rows} SEMI JOIN accepted USING ({key})")
+    _check_key(connection, spec)
     newer = "true"
     if spec.version:
         newer = f"old._ml_version IS NULL OR accepted.{version} >= old._ml_version"
@@ -122,6 +152,18 @@ def _choose(connection: Any, spec: IngestSpec, held: Mapping[str, Path]) -> dict
     ).fetchall()[0]
     total = connection.execute("SELECT count(*) FROM accepted").fetchall()[0][0]
     return {"inserted": row[0], "updated": row[1], "stale": total - row[0] - row[1]}
+
+
+def _check_key(connection: Any, spec: IngestSpec) -> None:
+    """Raise `SpecError` when the table has several rows of a delivered key: a merge would multiply them."""
+    key = ", ".join(map(quote_name, spec.key))
+    query = f"SELECT {key}, count(*) FROM old GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
+    if found := connection.execute(query).fetchall():
+        *values, count = found[0]
+        raise SpecError(
+            f"key {list(spec.key)} does not identify the rows of the table {spec.target}: {count} of them have "
+            f"{values}; give the key that the table was made with, or use another target"
+        )
 
 
 def _put(connection: Any, spec: IngestSpec, root: Path, held: Mapping[str, Path]) -> None:
@@ -146,14 +188,10 @@ def _merged(connection: Any, spec: IngestSpec, place: str, held: Mapping[str, Pa
     columns = ", ".join(map(quote_name, spec.columns))
     query = f"SELECT {columns} FROM applied WHERE _ml_place = {quote(place)}"
     if place in held:
-        source = _scan(held[place])
-        found = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
-        old = ", ".join(
-            quote_name(name) if name in found else f"NULL::{logic.SQL_TYPES[column.type]} AS {quote_name(name)}"
-            for name, column in spec.columns.items()
-        )
         key = ", ".join(map(quote_name, spec.key))
-        query += f" UNION ALL SELECT {old} FROM {source} ANTI JOIN applied USING ({key})"
+        query += (
+            f" UNION ALL SELECT {columns} FROM {_rows(connection, spec, held[place])} ANTI JOIN applied USING ({key})"
+        )
     return f"SELECT * FROM ({query}) ORDER BY {logic.order_sql(spec.columns, spec.key)}"
 
 

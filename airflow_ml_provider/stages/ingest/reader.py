@@ -184,6 +184,7 @@ def csv_header(lines: Lines, delimiter: str) -> Optional[list[str]]:
     for number, line in lines:
         text = line.rstrip(b"\r").decode()
         if text.strip():
+            _allow_long_values()
             try:
                 names = next(csv.reader([text], delimiter=delimiter, strict=True))
             except csv.Error as error:
@@ -197,6 +198,7 @@ def csv_batches(lines: Lines, width: int, delimiter: str) -> Iterator[Batch]:
 
     After a broken quote reading goes on with the very next line, so that one bad line costs no good one.
     """
+    _allow_long_values()
     comma = delimiter.encode()
 
     def wanted(block: Block) -> bool:
@@ -281,6 +283,11 @@ def _take_quoted(batch: Batch, number: int, line: bytes, lines: Lines, width: in
         return
     record = delimiter.join('"' + text.replace('"', '""') + '"' for text in fields).encode()
     batch.add(number, b"\n".join(text for _, text in taken).rstrip(b"\r"), record)
+
+
+def _allow_long_values() -> None:
+    """Let the csv module read values as long as lines may be. Its limit is the whole process's: it is only raised."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_SPAN * MAX_LINE))
 
 
 def _width(found: int, expected: int) -> str:

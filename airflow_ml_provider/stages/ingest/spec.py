@@ -11,8 +11,11 @@ from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.stages import Result, Spec
+from airflow_ml_provider.tables import local_path
 
 ColumnType = Literal["string", "int", "float", "bool", "date", "timestamp"]
+
+RESERVED = "_ml_"  # begins the names of columns that a merge adds for itself
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def as_columns(columns: Mapping[str, Union[Column, str, Mapping[str, Any]]]) -> 
 
 
 def check_columns(columns: Mapping[str, Column]) -> None:
-    """Check what columns say of each other: names and aliases are unique, `known_at` names a timestamp column.
+    """Check names, and what columns say of each other: titles are unique, `known_at` names a timestamp column.
 
     Raises:
         SpecError: they are not, or there is no column at all.
@@ -60,6 +63,9 @@ def check_columns(columns: Mapping[str, Column]) -> None:
         raise invalid("columns", dict(columns), "at least one column")
     owner: dict[str, str] = {}
     for name, column in columns.items():
+        if not name or name.lower().startswith(RESERVED):
+            allowed = f"a text that is not empty and does not begin with {RESERVED}"
+            raise invalid("column name", name, allowed, "choose another one and make the delivered one its alias")
         for title in (name, *column.aliases):
             # Table engines do not tell upper from lower case in the names of columns.
             if owner.setdefault(title.lower(), name) != name:
@@ -144,6 +150,8 @@ class IngestSpec(Spec):
             raise invalid("delimiter", self.delimiter, "one ASCII character that is neither a quote nor a line end")
         if self.memory_gib <= 0:
             raise invalid("memory_gib", self.memory_gib, "greater than 0 (GiB)")
+        if local_path(self.quarantine_root) == local_path(self.target):
+            raise invalid("quarantine", self.quarantine, "another folder than target")
         check_columns(self.columns)
         for what, names in (
             ("key column", self.key),
@@ -160,6 +168,11 @@ class IngestSpec(Spec):
         if self.partition_by and self.columns[self.partition_by].type not in ("date", "timestamp"):
             found = self.columns[self.partition_by].type
             raise invalid(f"type of the partition_by column {self.partition_by!r}", found, "date or timestamp")
+
+    @property
+    def quarantine_root(self) -> str:
+        """Root folder of the dead letters."""
+        return self.quarantine or self.target.rstrip("/") + "_quarantine"
 
     def requires(self) -> dict[str, str]:
         return {"duckdb": "duckdb", "pyarrow": "pyarrow"}

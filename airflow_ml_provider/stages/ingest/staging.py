@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def _insert_csv(
     import pyarrow as pa
     import pyarrow.csv as pc
 
-    fields = {name: f"f{positions[0]}" for name, positions in match.found.items()}
+    fields = {name: [f"f{i}" for i in positions] for name, positions in match.found.items()}
+    read = list(dict.fromkeys(field for found in fields.values() for field in found))
     names = [f"f{i}" for i in range(width)]
     body = b"\n".join([*batch.records, b""])
     table = pc.read_csv(
@@ -103,11 +104,11 @@ def _insert_csv(
         parse_options=pc.ParseOptions(delimiter=spec.delimiter, newlines_in_values=True, ignore_empty_lines=False),
         convert_options=pc.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
-            include_columns=list(fields.values()),
+            include_columns=read,
             strings_can_be_null=False,
             check_utf8=False,
         ),
-    ) if body else pa.table({name: _texts([]) for name in fields.values()})  # fmt: skip
+    ) if body else pa.table({field: _texts([]) for field in read})  # fmt: skip
     _insert(connection, spec, number, batch, table, "batch", fields, "NULL")
 
 
@@ -116,24 +117,30 @@ def _insert_json(connection: Any, spec: IngestSpec, number: int, batch: reader.B
     import pyarrow as pa
 
     table = pa.table({"text": _texts(batch.records)})
-    titles = [title for name, column in spec.columns.items() for title in (name, *column.aliases)]
-    pointers = ", ".join(quote("/" + title.replace("~", "~0").replace("/", "~1")) for title in titles)
+    connection.register("batch", table)
+    keys, twice = connection.execute("""
+        SELECT coalesce(list_distinct(flatten(list(keys))), []), coalesce(bool_or(len(keys) > list_unique(keys)), false)
+        FROM (SELECT DISTINCT json_keys(text) AS keys FROM batch
+              WHERE json_valid(text) AND json_type(text) = 'OBJECT')""").fetchall()[0]
+    connection.unregister("batch")
+    titles = list(dict.fromkeys(title for name, column in spec.columns.items() for title in (name, *column.aliases)))
+    pointers = {title: quote("/" + title.replace("~", "~0").replace("/", "~1")) for title in titles}
     kind = "CASE WHEN json_valid(text) THEN json_type(text) ELSE 'broken' END"
-    values = f"CASE WHEN kind = 'OBJECT' THEN json_extract_string(text, [{pointers}]) END"
+    values = f"CASE WHEN kind = 'OBJECT' THEN json_extract_string(text, [{', '.join(pointers.values())}]) END"
     rows = f"(SELECT *, {values} AS v FROM (SELECT *, {kind} AS kind FROM batch))"
     places = {title: f"v[{i + 1}]" for i, title in enumerate(titles)}
-    texts = {
-        name: f"coalesce({', '.join(places[title] for title in (name, *column.aliases))})"
-        for name, column in spec.columns.items()
-    }
-    shape = "CASE kind WHEN 'OBJECT' THEN NULL WHEN 'broken' THEN 'broken JSON' ELSE 'no JSON object but ' || kind END"
-    _insert(connection, spec, number, batch, table, rows, texts, shape)
-    connection.register("batch", table)
-    found = connection.execute(
-        "SELECT DISTINCT unnest(json_keys(text)) FROM batch WHERE json_valid(text) AND json_type(text) = 'OBJECT'"
-    ).fetchall()
-    connection.unregister("batch")
-    return {name for (name,) in found}
+    fields = {name: [places[title] for title in (name, *column.aliases)] for name, column in spec.columns.items()}
+    faults = [logic.repeated_sql("json_keys(text)", titles)] if twice else []
+    for name, column in spec.columns.items():
+        if column.type in ("int", "string"):
+            for title in (name, *column.aliases):
+                faults.append(logic.inexact_sql(name, places[title], f"json_type(text, {pointers[title]})"))
+    shape = (
+        f"CASE kind WHEN 'OBJECT' THEN {logic.all_sql(faults)} WHEN 'broken' THEN 'broken JSON' "
+        "ELSE 'no JSON object but ' || kind END"
+    )
+    _insert(connection, spec, number, batch, table, rows, fields, shape)
+    return set(keys)
 
 
 def _insert(
@@ -143,25 +150,27 @@ def _insert(
     batch: reader.Batch,
     table: Any,
     rows: str,
-    fields: dict[str, str],
+    fields: Mapping[str, Sequence[str]],
     shape: str,
 ) -> None:
-    """Type the fields (SQL by column) of `rows` and insert them; bury the raw text of what is dead.
+    """Type the fields of `rows` and insert them; bury the raw text of what is dead.
 
-    `shape` is SQL for what is wrong with a row as such.
+    `fields` is SQL by column for the texts of which the first that is a value counts, `shape` SQL for what is wrong
+    with a row as such.
     """
     if table.num_rows != len(batch.lines):
         raise DataError(f"{table.num_rows} of {len(batch.lines)} records came through the parser: a fault in ingest")
     required = logic.required_columns(spec)
     texts, values, reasons = [], [], []
     for i, (name, column) in enumerate(spec.columns.items()):
-        texts.append(f"{logic.text_sql(fields[name], spec.null_values)} AS t{i}")
+        found = [logic.text_sql(field, spec.null_values) for field in fields[name]]
+        texts.append(f"{logic.first_sql(found)} AS t{i}")
         values.append(f"{logic.parse_sql(f't{i}', column.type)} AS p{i}")
         reasons.append(logic.reason_sql(name, f"t{i}", f"p{i}", column.type, spec.null_values, name in required))
     connection.register("batch", table.append_column("line", _numbers(batch.lines)))
     connection.execute(f"""
         INSERT INTO staged
-        SELECT {number}, line, coalesce(shape, nullif(concat_ws('; ', {", ".join(reasons)}), '')), COLUMNS('p[0-9]+')
+        SELECT {number}, line, coalesce(shape, {logic.all_sql(reasons)}), COLUMNS('p[0-9]+')
         FROM (SELECT *, {", ".join(values)} FROM (SELECT line, {shape} AS shape, {", ".join(texts)} FROM {rows}))""")
     connection.unregister("batch")
     buried = [(broken.line, broken.reason, broken.raw.encode()) for broken in batch.broken]

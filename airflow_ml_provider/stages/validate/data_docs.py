@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 from airflow_ml_provider import tables
 from airflow_ml_provider.intervals import Interval
-from airflow_ml_provider.stages.validate.expectations import Evaluation
+from airflow_ml_provider.stages.validate.expectations import Evaluation, settled
 
 # Inline styles and scripts stay; the policy stops the latter.
 _REMOTE = re.compile(
@@ -80,8 +80,8 @@ def _build(folder: Path, interval: Interval, evaluation: Evaluation) -> None:
 
     context, results = evaluation.context, evaluation.results
     for result in results.results:
-        # The templates put values of the data into the page as they are.
-        result.result, result.exception_info = _escaped(result.result), _escaped(result.exception_info)
+        # The templates put values of the data into the page as they are; the store takes plain JSON only.
+        result.result, result.exception_info = _escaped(settled(result.result)), _escaped(result.exception_info)
     # The batch's own time instead of the clock's, so that the same batch gives the same pages.
     run = RunIdentifier(run_name=interval.key, run_time=interval.end)
     results.meta.update(run_id=run, validation_time=run.run_time)

@@ -74,6 +74,8 @@ def evaluate(suite: Suite, table: Any, *, name: str, parameters: Mapping[str, An
     batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": to_pandas(table)})
     try:
         results = batch.validate(compiled, result_format="SUMMARY", expectation_parameters=known)
+        for result in results.results:
+            result.success = bool(result.success)  # numpy's bools are neither `True` nor JSON
         outcomes = _outcomes(suite.checks, results)
         outcomes = _with_rows(outcomes, compiled, batch, known)
     except SuiteParameterError as error:
@@ -169,7 +171,7 @@ def _outcomes(checks: Sequence[Check], results: Any) -> list[Outcome]:
             continue
         error = _exception(body.get("exception_info") or {})
         passed = body["success"] is True and not error
-        found.append(Outcome(check, passed, error, _plain(body.get("result") or {})))
+        found.append(Outcome(check, passed, error, settled(body.get("result") or {})))
     return found
 
 
@@ -210,6 +212,17 @@ def _first_line(error: object) -> str:
 def _safe(name: str) -> str:
     """Return a name that can be part of the paths of Data Docs."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+
+
+def settled(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an expectation observed as plain JSON in which nothing depends on chance."""
+    body: dict[str, Any] = _plain(result)
+    if "partial_missing_list" in body:
+        # The first ones out of a set, whose order differs from process to process: no choice can be told again.
+        missing = body.pop("partial_missing_list")
+        if len(missing) == body.get("missing_count"):
+            body["partial_missing_list"] = sorted(missing, key=lambda value: (type(value).__name__, value))
+    return body
 
 
 def _plain(value: Any) -> Any:

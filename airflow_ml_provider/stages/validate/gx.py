@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ def run(spec: ValidateSpec, info: RunInfo) -> ValidateResult:
     Raises:
         SpecError: the suite or the profile is wrong; nothing was written.
         DataError: the batch is missing or is not Parquet.
-        IntegrityError: the batch is not the one that its ref names.
+        IntegrityError: the batch is not the one that its ref names, or was changed before it was admitted.
     """
     interval = _interval(spec)
     path = _batch_file(spec.dataset, interval)
+    digest = _digest(spec.dataset, path)
     with closing(tables.connect()) as connection:
         _open(connection, path)
         audit = _audit(spec, interval, path, connection)
@@ -57,7 +59,7 @@ def run(spec: ValidateSpec, info: RunInfo) -> ValidateResult:
         docs = _write_docs(spec, interval, audit)
         report = _write_report(spec, interval, audit, docs)
         series.write_point(spec.reports, interval, _point(spec, interval, audit))
-        admitted = _admit(spec, interval, audit, connection) if audit.decision.admitted else None
+        admitted = _admit(spec, interval, audit, connection, path, digest) if audit.decision.admitted else None
     return _result(spec, info, audit, admitted, quarantine, report, docs)
 
 
@@ -77,13 +79,23 @@ def _batch_file(dataset: DatasetRef, interval: Interval) -> Path:
         return path
     if not path.is_file():
         raise DataError(f"dataset {dataset.name!r} at {path} does not exist; run its ingest first")
-    found = tables.file_digest(path)
-    if dataset.digest and found != dataset.digest:
-        raise IntegrityError(
-            f"dataset {dataset.name!r} at {path} has digest {found}, not {dataset.digest}: it was changed after its "
-            "ref was made; run its ingest again, then this"
-        )
     return path
+
+
+def _digest(dataset: DatasetRef, path: Path) -> str:
+    """Return the digest of the batch, which must be that of its ref; the ref of a whole table has another one."""
+    found = tables.file_digest(path)
+    if dataset.digest and path == tables.local_path(dataset.uri):
+        _check_same(dataset, path, found, dataset.digest, "after its ref was made")
+    return found
+
+
+def _check_same(dataset: DatasetRef, path: Path, found: str, expected: str, when: str) -> None:
+    if found != expected:
+        raise IntegrityError(
+            f"dataset {dataset.name!r} at {path} has digest {found}, not {expected}: it was changed {when}; "
+            "run its ingest again, then this"
+        )
 
 
 def _open(connection: Any, path: Path) -> None:
@@ -143,13 +155,22 @@ def _write_quarantine(spec: ValidateSpec, interval: Interval, audit: _Audit, con
     return tables.describe(f"{spec.dataset.name}_quarantine", path, interval=interval)
 
 
-def _admit(spec: ValidateSpec, interval: Interval, audit: _Audit, connection: Any) -> DatasetRef:
+def _admit(
+    spec: ValidateSpec, interval: Interval, audit: _Audit, connection: Any, batch: Path, digest: str
+) -> DatasetRef:
+    """Write the rows that may pass aside, and put them in place if the batch is still the one that was checked."""
     path = tables.partition(spec.target, interval)
+    query = "SELECT * FROM batch"
     if audit.aside:
         kept = f"FROM numbered WHERE {_ROW} NOT IN (SELECT row FROM aside) ORDER BY {_ROW}"  # noqa: S608
-        tables.write(connection, f"SELECT * EXCLUDE ({_ROW}) {kept}", path)
-    else:
-        tables.write(connection, "SELECT * FROM batch", path)
+        query = f"SELECT * EXCLUDE ({_ROW}) {kept}"
+    checked = path.with_name(f".{path.name}.checked")  # a killed run leaves it to the next one
+    try:
+        tables.write(connection, query, checked)
+        _check_same(spec.dataset, batch, tables.file_digest(batch), digest, "while it was checked")
+        os.replace(checked, path)
+    finally:
+        checked.unlink(missing_ok=True)
     counts = {"read": audit.profile.counts.rows, "quarantined": len(audit.aside)}
     return tables.describe(spec.dataset.name, path, interval=interval, counts=counts)
 

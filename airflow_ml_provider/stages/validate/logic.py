@@ -76,10 +76,14 @@ class Outcome:
         """What was seen, in a few words."""
         if self.error:
             return f"could not be judged: {self.error}"
-        if "unexpected_count" in self.observed:
+        if "unexpected_count" in self.observed and "element_count" in self.observed:
             return f"{self.observed['unexpected_count']} of {self.observed['element_count']} rows"
-        if "observed_value" in self.observed:
-            value = self.observed["observed_value"]
+        # Expectations about distinct values count these, and no rows.
+        found = {what: self.observed.get(f"{what}_count") for what in ("unexpected", "missing")}
+        if any(found.values()):
+            return " and ".join(_number(count, f"{what} value") for what, count in found.items() if count)
+        value = self.observed.get("observed_value")
+        if value is not None:
             return "observed " + (f"{value:.6g}" if isinstance(value, float) else _shortened(str(value)))
         return "" if self.passed else "not so"
 

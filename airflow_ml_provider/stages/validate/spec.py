@@ -10,6 +10,7 @@ from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.refs import DatasetRef, ReportRef
 from airflow_ml_provider.stages import Result, Spec
+from airflow_ml_provider.tables import local_path
 
 DIMENSIONS = ("completeness", "accuracy", "consistency", "timeliness", "uniqueness")
 
@@ -118,7 +119,7 @@ class ValidateSpec(Spec):
             raise invalid("interval", None, "given, or part of the dataset ref")
         if self.dataset.format != "parquet":
             raise invalid("dataset.format", self.dataset.format, "'parquet'", "bring it in by the ingest stage first")
-        if self.quarantine_root == self.target:
+        if local_path(self.quarantine_root) == local_path(self.target):
             raise invalid("quarantine", self.quarantine, "another folder than target")
 
     @property

@@ -284,6 +284,31 @@ def test_the_batch_must_be_what_its_ref_says(flights_day: Day, validate: Callabl
         validate(batch)
 
 
+@pytest.mark.parametrize("whole_table", [False, True])
+def test_a_batch_that_changes_while_it_is_checked_is_not_admitted(
+    flights_day: Day, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_table: bool
+) -> None:
+    from airflow_ml_provider.stages.validate import gx
+
+    old = stages.run(spec_of(tmp_path, flights_day(DAY)), RunInfo())
+    admitted = Path(old.dataset.uri)  # type: ignore[attr-defined]
+    before = admitted.read_bytes()
+    batch = flights_day(DAY, spoil)
+    if whole_table:
+        batch = tables.combined("flights", str(Path(batch.uri).parents[1]), [batch])
+    write_docs = gx._write_docs
+
+    def late(*args: Any) -> Any:
+        flights_day(DAY, lambda rows: rows.clear())
+        return write_docs(*args)
+
+    monkeypatch.setattr(gx, "_write_docs", late)
+    with pytest.raises(IntegrityError, match="it was changed while it was checked; run its ingest again"):
+        stages.run(spec_of(tmp_path, batch, interval=Interval.from_key(DAY)), RunInfo())
+    assert admitted.read_bytes() == before
+    assert [p.name for p in admitted.parent.iterdir()] == ["data.parquet"]
+
+
 def test_a_whole_table_is_validated_by_partition(flights_day: Day, validate: Callable[..., ValidateResult]) -> None:
     day, other = flights_day(DAY), flights_day("2013-01-06")
     root = str(Path(day.uri).parents[1])
@@ -444,10 +469,10 @@ def test_killed_at_any_moment_a_retry_gives_the_same(flights_day: Day, tmp_path:
         process.stdin.flush()
     process.communicate()
     assert process.returncode == 0
-    assert kills == 7  # quarantine, three pages, report, series, admitted
+    assert kills == 8  # quarantine, three pages, report, series, admitted aside, admitted
     assert states[: kills + 1] == [states[0]] * (kills + 1)
     after = tree(tmp_path)
-    assert not [name for name in after if name.endswith(".tmp")]
+    assert not [name for name in after if name.endswith((".tmp", ".checked"))]
     stages.run(spec, RunInfo())
     assert tree(tmp_path) == after
     assert states[-1] == target.read_bytes() != states[0]

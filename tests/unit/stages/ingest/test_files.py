@@ -124,6 +124,16 @@ class TestDuplicates:
         assert [f["status"] for f in result.files] == ["accepted", "duplicate"]
         assert result.reason == "a_again.csv absorbed: same bytes as a.csv"
 
+    def test_the_last_file_wins_also_when_it_came_before(self, landing):
+        """The sender takes a correction back: c brings what a had brought."""
+        for name, carrier in (("a", "OLD"), ("b", "NEW"), ("c", "OLD")):
+            landing.drop(f"{name}.csv", f"{HEADER}x,{carrier},1,2013-01-05\n")
+        for version in (None, "seen"):
+            result = landing.ingest(version=version)
+            assert [row["carrier"] for row in landing.rows()] == ["OLD"]
+            assert [f["status"] for f in result.files] == ["accepted", "accepted", "duplicate"]
+            assert result.reason == "c.csv absorbed: same bytes as a.csv"
+
     def test_twin_of_a_bad_file_is_bad_itself(self, landing):
         landing.drop("a.csv", "x\n1\n")
         landing.drop("b.csv", "x\n1\n")
@@ -167,6 +177,14 @@ class TestDeadLetters:
         landing.drop("a.csv", "id,delay\n,1\nx,2\n")
         result = landing.ingest(columns=columns, version=None)
         assert result.counts["quarantined"] == 1
+
+    def test_times_that_no_calendar_has(self, landing):
+        times = ("2013-01-05T10:00:00+99:99", "0000-01-01", "9999-12-31T23:59:59-12:00")
+        landing.drop(
+            "a.csv", HEADER + "ok,AA,1,2013-01-05\n" + "".join(f"x{i},AA,1,{t}\n" for i, t in enumerate(times))
+        )
+        landing.ingest()
+        assert [row["reason"] for row in landing.dead()] == [f"column 'seen': '{t}' is not a timestamp" for t in times]
 
     def test_replay_after_the_fix_empties_the_quarantine(self, landing):
         landing.drop("a.csv", TWO + "x,AA,??,\n")
@@ -213,10 +231,17 @@ class TestBadFiles:
         assert landing.ingest().status == "ok"
         assert landing.rows()[0]["carrier"] == "AA"
 
+    def test_name_and_alias_both(self, landing):
+        """As in JSON Lines, the first that has a value counts; the other is not ignored."""
+        landing.drop("a.csv", "id,airline,carrier,delay,seen\nx,AA,,1,\ny,AA,UA,1,\n")
+        result = landing.ingest()
+        assert [row["carrier"] for row in landing.rows()] == ["AA", "UA"]
+        assert result.files[0]["ignored"] == []
+
     @pytest.mark.parametrize(
         ("name", "body", "reason"),
         [
-            ("b.csv.gz", gzip.compress(TWO.encode())[:-9], "cut off"),
+            ("b.csv.gz", gzip.compress(TWO.encode(), mtime=0)[:-9], "cut off"),
             ("b.csv", TWO.replace("AA", "ÄÄ").encode("latin-1"), "not UTF-8"),
             ("b.csv", "id,carrier,delay,seen,id\n", "column 'id' is there twice"),
             ("b.xlsx", TWO, "format 'xlsx' is none of"),
@@ -328,6 +353,52 @@ class TestJsonLines:
         landing.ingest()
         assert [(r["carrier"], r["delay"]) for r in landing.rows()] == [("AA", None), ("UA", 1)]
 
+    def test_name_and_alias_both(self, landing):
+        row = '{"id": "%s", "carrier": %s, "airline": "AA", "delay": 1, "seen": null}\n'
+        landing.drop("a.jsonl", row % ("x", "null") + row % ("y", '""') + row % ("z", '"UA"'))
+        landing.ingest()
+        assert [row["carrier"] for row in landing.rows()] == ["AA", "AA", "UA"]
+
+    def test_own_name_as_alias(self, landing):
+        columns = {"id": Column("string"), "carrier": Column("string", aliases=("carrier", "airline"))}
+        landing.drop("a.csv", "id,carrier\nx,AA\n")
+        landing.drop("b.jsonl", '{"id": "y", "airline": "UA"}\n')
+        landing.ingest(columns=columns, version=None)
+        assert landing.rows() == [{"id": "x", "carrier": "AA"}, {"id": "y", "carrier": "UA"}]
+
+    def test_numbers_that_the_reader_rounds(self, landing):
+        """From 2**53 on a number with a point or an exponent may come as another one; a float column wants no more."""
+        columns = {"id": Column("string"), "n": Column("int"), "text": Column("string"), "f": Column("float")}
+        fine = [
+            '{"id": "a", "n": 9007199254740993, "text": 12345678901234567890123, "f": 1e22}',
+            '{"id": "b", "n": 9007199254740991.0, "text": "9007199254740993.0", "f": 9007199254740993.0}',
+            '{"id": "c", "n": "9007199254740993.0", "text": "1e22", "f": 0}',
+        ]
+        lossy = [
+            '{"id": "d", "n": 9007199254740993.0}',
+            '{"id": "e", "text": -123456789012345678.5}',
+            '{"id": "f", "text": 1e22}',
+        ]
+        landing.drop("a.jsonl", "\n".join(fine + lossy))
+        landing.ingest(columns=columns, version=None)
+        assert [(row["id"], row["n"], row["text"]) for row in landing.rows()] == [
+            ("a", 9007199254740993, "12345678901234567890123"),
+            ("b", 9007199254740991, "9007199254740993.0"),
+            ("c", 9007199254740993, "1e22"),
+        ]
+        assert [row["raw"] for row in landing.dead()] == lossy
+        assert landing.dead()[0]["reason"] == (
+            "column 'n': 9007199254740992.0 came as a JSON number that is not exact; "
+            "send it without a point, or as a text"
+        )
+
+    def test_key_twice_in_an_object(self, landing):
+        good = '{"id": "x", "carrier": "AA", "delay": 1, "seen": null, "other": 1, "other": 2}\n'
+        landing.drop("a.jsonl", good + '{"id": "y", "carrier": "AA", "carrier": "UA", "delay": 1}\n')
+        landing.ingest()
+        assert [row["id"] for row in landing.rows()] == ["x"]
+        assert [row["reason"] for row in landing.dead()] == ["key 'carrier' is there twice"]
+
     def test_key_missing_in_all_rows_is_a_missing_column(self, landing):
         landing.drop("a.jsonl", '{"id": "x", "carrier": "AA", "dely": 1, "seen": null}\n')
         result = landing.ingest()
@@ -402,6 +473,14 @@ class TestFormats:
     def test_null_text_with_spaces_around_it(self, landing):
         landing.drop("a.csv", HEADER + "x,AA, NA ,\n")
         assert landing.ingest().counts["quarantined"] == 0
+
+    def test_values_as_long_as_lines_may_be(self, landing):
+        rows = [f'x,"{"a" * 200_000}",1,\n', f"y,{'b' * 200_000},1,\n"]
+        landing.drop(
+            "a.csv", HEADER.replace("\n", f",{'c' * 200_000}\n") + "".join(r.replace("\n", ",\n") for r in rows)
+        )
+        landing.ingest()
+        assert [len(row["carrier"]) for row in landing.rows()] == [200_000, 200_000]
 
     def test_single_column(self, landing):
         landing.drop("a.csv", 'id\nx\n\n"y"\n')

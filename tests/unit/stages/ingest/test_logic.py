@@ -81,6 +81,12 @@ class TestParse:
             ("timestamp", "2013-01-05T10:00:00Z", datetime(2013, 1, 5, 10, tzinfo=timezone.utc)),
             ("timestamp", "2013-01-05 10:00", datetime(2013, 1, 5, 10, tzinfo=timezone.utc)),
             ("timestamp", "2013-01-05T10:00:00.25+02:00", datetime(2013, 1, 5, 8, 0, 0, 250000, timezone.utc)),
+            ("timestamp", "2013-01-05T10:00:00-0930", datetime(2013, 1, 5, 19, 30, tzinfo=timezone.utc)),
+            ("timestamp", "2013-01-05T10:00:00+14", datetime(2013, 1, 4, 20, tzinfo=timezone.utc)),
+            ("timestamp", "0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=timezone.utc)),
+            ("timestamp", "9999-12-31 23:59:59.999999", datetime(9999, 12, 31, 23, 59, 59, 999999, timezone.utc)),
+            ("date", "0001-01-01", datetime(1, 1, 1).date()),
+            ("date", "9999-12-31", datetime(9999, 12, 31).date()),
         ],
     )
     def test_values(self, kind, text, value):
@@ -109,6 +115,14 @@ class TestParse:
             ("timestamp", "now"),
             ("timestamp", "2013-01-05T25:00:00Z"),
             ("timestamp", "1357000000"),
+            ("timestamp", "2013-01-05T10:00:00+99:99"),
+            ("timestamp", "2013-01-05T10:00:00+15:00"),
+            ("timestamp", "2013-01-05T10:00:00+05:60"),
+            ("timestamp", "0000-01-01"),
+            ("timestamp", "0001-01-01T00:00:00+01:00"),
+            ("timestamp", "9999-12-31T23:59:59-12:00"),
+            ("timestamp", " 9999-12-31T23:59:59-12:00"),
+            ("date", "0000-01-01"),
         ],
     )
     def test_what_is_not_of_the_type(self, kind, text):
@@ -164,6 +178,15 @@ class TestVerdict:
         }
 
 
+class TestPlaces:
+    def test_bytes_that_come_again_stand_where_they_do_last(self):
+        files = [FileReport(n, n, digest, "csv") for n, digest in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "1"))]
+        assert logic.place_sql(files) == "[3, 1, 3, 3][file + 1]"
+
+    def test_without_twins_a_file_stands_where_it_is(self):
+        assert logic.place_sql([FileReport("a", "a", "1", "csv"), FileReport("b", "b", "1", "jsonl")]) == "file"
+
+
 class TestTable:
     def test_new_column_may_come(self):
         logic.check_table(COLUMNS, {"id": "VARCHAR"}, "t")
@@ -171,6 +194,10 @@ class TestTable:
     def test_column_must_not_be_lost(self):
         with pytest.raises(SpecError, match="table t has a column 'speed' that is not expected; add it to columns"):
             logic.check_table(COLUMNS, {"id": "VARCHAR", "speed": "BIGINT"}, "t")
+
+    def test_new_column_cannot_be_part_of_the_key(self):
+        with pytest.raises(SpecError, match=r"the table t lacks the key column 'carrier', .*; give the key that"):
+            logic.check_table(COLUMNS, {"id": "VARCHAR"}, "t", ("id", "carrier"))
 
     def test_type_must_stay(self):
         with pytest.raises(SpecError, match="column 'id' of the table t is of type BIGINT, not VARCHAR"):

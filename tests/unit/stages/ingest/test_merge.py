@@ -156,6 +156,55 @@ class TestSchema:
         (path,) = landing.target.rglob("*.parquet")
         assert [(row["id"], row["gate"]) for row in parquet(path)] == [("x", None), ("y", "B7")]
 
+    def test_new_version_column(self, landing):
+        """The rows that the table holds have no version yet: any version beats them."""
+        landing.drop("a.csv", "id,carrier\nx,AA\ny,AA\n")
+        columns = {"id": Column("string"), "carrier": Column("string")}
+        landing.ingest(mode="merge", columns=columns, version=None)
+        landing.drop("a.csv", "id,carrier,seen\nx,BB,2013-01-05\n")
+        result = landing.ingest(mode="merge", columns={**columns, "seen": Column("timestamp")})
+        assert (result.metrics["inserted"], result.metrics["updated"], result.metrics["stale"]) == (0, 1, 0)
+        assert [(row["id"], row["carrier"]) for row in parquet(landing.target / "data.parquet")] == [
+            ("x", "BB"), ("y", "AA")
+        ]  # fmt: skip
+
+    def test_new_key_column_is_refused(self, landing):
+        landing.drop("a.csv", "id,carrier\nx,AA\n")
+        columns = {"id": Column("string"), "carrier": Column("string")}
+        landing.ingest(mode="merge", columns=columns, version=None)
+        before = landing.state()
+        landing.drop("a.csv", "id,carrier,gate\nx,BB,B7\n")
+        with pytest.raises(SpecError, match=r"the table .* lacks the key column 'gate'"):
+            landing.ingest(
+                mode="merge", columns={**columns, "gate": Column("string")}, key=("id", "gate"), version=None
+            )
+        assert landing.state() == before
+
+    def test_key_that_does_not_tell_the_rows_apart_is_refused(self, landing):
+        landing.drop("a.csv", HEADER + "x,AA,1,\nx,BB,1,\ny,AA,1,\n")
+        landing.ingest(mode="merge", key=("id", "carrier"))
+        before = landing.state()
+        landing.drop("a.csv", HEADER + "x,CC,3,\n")
+        with pytest.raises(
+            SpecError, match=r"key \['id'\] does not identify the rows of the table .*: 2 of them have \['x'\]"
+        ):
+            landing.ingest(mode="merge")
+        assert landing.state() == before
+
+    def test_other_layout_is_refused(self, landing, tmp_path):
+        """The rows that the table holds would be neither updated nor read any more."""
+        landing.drop("a.csv", HEADER + "x,AA,1,2013-01-05\n")
+        landing.ingest(mode="merge")
+        with pytest.raises(
+            SpecError, match="is laid out as one file, not as partitions by 'seen'; change partition_by"
+        ):
+            landing.ingest(**BY_DAY)
+        landing.target = tmp_path / "other"
+        landing.ingest(**BY_DAY, target=str(landing.target))
+        with pytest.raises(SpecError, match="is laid out as partitions such as interval=2013-01-05, not as one file"):
+            landing.ingest(mode="merge", target=str(landing.target))
+        assert set(table(landing)) == {"x"}
+
     def test_dropped_or_changed_column_is_refused_before_anything_is_written(self, landing):
         landing.drop("a.csv", HEADER + "x,AA,1,2013-01-05\n")
         landing.ingest(**BY_DAY)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 
@@ -154,6 +155,12 @@ class TestCsv:
         assert [line for line, _ in good] == [1, 2, 4, 5]
         assert good[1][1] == b'2,"two\r\nlines",3'
         assert not broken
+
+    def test_long_values(self, tmp_path):
+        """The csv module's own limit is 128 KiB."""
+        csv.field_size_limit(131072)
+        good, broken = records(write(tmp_path, "a.csv", b'1,"' + b"x" * 200_000 + b'",3\n'))
+        assert (len(good), broken) == (1, [])
 
     def test_normal_form(self, tmp_path):
         path = write(tmp_path, "a.csv", b'1,"x,y",say "hi"\n')

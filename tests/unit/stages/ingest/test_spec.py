@@ -56,6 +56,8 @@ def test_bad_columns_name_the_place(columns, message):
         ({"delimiter": '"'}, "delimiter must be one ASCII character"),
         ({"memory_gib": 0}, "memory_gib must be greater than 0"),
         ({"target": ""}, "target must be a text that is not empty"),
+        ({"quarantine": "out"}, "quarantine must be another folder than target, got 'out'"),
+        ({"target": "/t", "quarantine": "file:///t/"}, "quarantine must be another folder than target"),
     ],
 )
 def test_bad_spec(changes, message):
@@ -68,6 +70,9 @@ def test_bad_spec(changes, message):
     [
         ({"a": Column("int"), "b": Column("int", aliases=("a",))}, "'a' belongs to both 'a' and 'b'"),
         ({"a": Column("int"), "A": Column("int")}, "'A' belongs to both 'a' and 'A'"),
+        ({"_ml_place": Column("int")}, "does not begin with _ml_, got '_ml_place'; choose another one"),
+        ({"_ML_Version": Column("int")}, "does not begin with _ml_, got '_ML_Version'"),
+        ({"": Column("int")}, "column name must be a text that is not empty"),
         ({"a": Column("int", known_at="b")}, "unknown known_at of column 'a': 'b'"),
         ({"a": Column("int", known_at="b"), "b": Column("date")}, "must be the name of a timestamp column, got 'b'"),
     ],

@@ -108,6 +108,22 @@ def test_block_refuses_quarantine_and_warn_do_not() -> None:
     assert decision.notices == ("2 of 10 rows set aside: q (2 of 10 rows)", "1 warning: w (observed 0.123457)")
 
 
+@pytest.mark.parametrize(
+    ("observed", "seen"),
+    [
+        ({"unexpected_count": 2, "element_count": 10, "observed_value": 1}, "2 of 10 rows"),
+        ({"observed_value": None, "unexpected_count": 1}, "1 unexpected value"),
+        ({"observed_value": None, "missing_count": 3, "unexpected_count": 0}, "3 missing values"),
+        ({"missing_count": 1, "unexpected_count": 2}, "2 unexpected values and 1 missing value"),
+        ({"observed_value": None, "unexpected_count": 0}, "not so"),
+        ({"observed_value": 0}, "observed 0"),
+        ({}, "not so"),
+    ],
+)
+def test_what_was_seen(observed: dict[str, object], seen: str) -> None:
+    assert outcome("a", "warn", observed=observed).seen == seen
+
+
 def test_everything_set_aside_is_a_refusal() -> None:
     assert decide(quarantined=10).reasons == ("every one of 10 rows breaks a quarantine expectation",)
 

@@ -49,6 +49,8 @@ def test_bad_spec() -> None:
         ValidateSpec(DatasetRef("x", "/x", "sha256:0", format="csv", interval=DAY), "/t", "/r")
     with pytest.raises(SpecError, match="quarantine must be another folder than target"):
         ValidateSpec(BATCH, "/t", "/r", quarantine="/t")
+    with pytest.raises(SpecError, match="quarantine must be another folder than target"):
+        ValidateSpec(BATCH, "/t", "/r", quarantine="file:///t/")
 
 
 def test_libraries() -> None:
