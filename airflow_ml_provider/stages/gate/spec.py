@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Optional
+from typing import TYPE_CHECKING, ClassVar, Optional
 
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.refs import DatasetRef, ModelRef, ReportRef
 from airflow_ml_provider.stages import Result, Spec
-from airflow_ml_provider.stages.evaluate.metrics import metric
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.evaluate.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Challenge:
     resamples: int = 1000
 
     def __post_init__(self) -> None:
-        metric(self.metric)
+        _metric(self.metric)
         if not 0 < self.confidence < 1:
             raise invalid("confidence", self.confidence, "in (0, 1)", "give a fraction, not percent")
         if self.resamples < 100:
@@ -106,9 +108,15 @@ class GatePolicy:
         }  # fmt: skip
 
 
+def _metric(name: str) -> Metric:
+    from airflow_ml_provider.stages.evaluate.metrics import metric  # a DAG file is parsed without it
+
+    return metric(name)
+
+
 def _check(place: str, name: str, threshold: Threshold) -> None:
     """Raise unless a threshold bounds the bad side of its metric, in the metric's range."""
-    known = metric(name)
+    known = _metric(name)
     side = "at_least" if known.higher_is_better else "at_most"
     if getattr(threshold, side) is None:
         good = "higher" if known.higher_is_better else "lower"
