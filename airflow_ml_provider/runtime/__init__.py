@@ -1,8 +1,9 @@
-"""Where a stage runs: in this process or in another Python. Same spec in, same result out. Airflow-free.
+"""Where a stage runs: in this process, in another Python, or in a pod. Same spec in, same result out. Airflow-free.
 
 A runtime is a small frozen object with one method, `call(spec, info, env) -> Result`, and one to stop what it started.
 Everything that leaves the process goes through `python -m airflow_ml_provider.runtime`, so a further runtime only has
-to bring three files to the other side (the package as a zip, the call, later the result) and start that command.
+to bring three files to the other side (the package as a zip, the call, later the result) and start that command. A pod
+outlives the process that started it, so it has no such methods: the operator defers, and goes on where it left off.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Union, runtime_checkable
+from typing import Any, Protocol, Union, overload, runtime_checkable
 
 from airflow_ml_provider import codec, stages
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.runtime.interpreter import Interpreter
+from airflow_ml_provider.runtime.pod import Pod
 from airflow_ml_provider.stages import Result, Spec
 
-__all__ = ["InProcess", "Interpreter", "Runtime", "resolve"]
+__all__ = ["InProcess", "Interpreter", "Pod", "Runtime", "resolve"]
 
 
 @runtime_checkable
@@ -53,16 +55,24 @@ class InProcess:
         """Nothing was started."""
 
 
-def resolve(runtime: Union[Runtime, str, None]) -> Runtime:
+@overload
+def resolve(runtime: Union[Runtime, str, None]) -> Runtime: ...
+
+
+@overload
+def resolve(runtime: Union[Runtime, Pod, str, None]) -> Union[Runtime, Pod]: ...
+
+
+def resolve(runtime: Union[Runtime, Pod, str, None]) -> Union[Runtime, Pod]:
     """Return the runtime that an operator's argument means: none is in process, a text is a path to a Python."""
     if runtime is None:
         return InProcess()
     if isinstance(runtime, str):
         return Interpreter(runtime) if runtime else InProcess()
-    if not isinstance(runtime, Runtime):
+    if not isinstance(runtime, (Runtime, Pod)):
         from airflow_ml_provider.exceptions import invalid
 
-        raise invalid("runtime", runtime, "InProcess(), Interpreter(…) or the path of a Python")
+        raise invalid("runtime", runtime, "InProcess(), Interpreter(…), Pod(…) or the path of a Python")
     return runtime
 
 

@@ -1,0 +1,294 @@
+"""A stage in a pod, carried by KubernetesPodOperator.
+
+That one starts, watches, logs and removes the pod, and finds the one of an earlier try. This module brings the call
+there and the outcome back, through a folder that worker and pod share:
+
+    EXCHANGE/packages/DIGEST.zip     the part of this package that travels
+    EXCHANGE/calls/IDENTITY/         one folder per task instance, whatever the try; gone once its outcome was taken
+        call.json                    what the stage shall do
+        outcome.json                 its result or error, and the digest of the call that it answers
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred, conf
+
+from airflow_ml_provider import tables
+from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable
+from airflow_ml_provider.runtime import bundle, protocol
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_ml_provider.operators._base import StageOperator
+    from airflow_ml_provider.provenance import RunInfo
+    from airflow_ml_provider.runtime import Pod
+    from airflow_ml_provider.stages import Result, Spec
+
+IDENTITY = "airflow-ml/identity"
+CONTAINER = "base"
+_THERE, _FORBIDDEN = 409, (401, 403)
+
+
+class PodCall:
+    """One task's stage in a pod.
+
+    Parameters:
+        operator: whose stage it is.
+        pod: what the pod is like.
+        info: the task.
+    """
+
+    def __init__(self, operator: StageOperator, pod: Pod, info: RunInfo) -> None:
+        self.operator, self.pod, self.info = operator, pod, info
+        self.exchange = _exchange(pod)
+        self.folder = self.exchange / "calls" / info.identity
+        self.call, self.outcome = self.folder / "call.json", self.folder / "outcome.json"
+        self.stage = ""
+
+    def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
+        """Start the pod and defer, or go on with that of an earlier try, or return what it has left.
+
+        Raises:
+            TaskDeferred: the pod runs.
+        """
+        text, self.stage = protocol.call_text(spec, self.info), spec.stage
+        same = self._same(text)
+        if same and (result := self._left_behind(spec)):
+            return result
+        self.outcome.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tables.write_text(self.call, text)
+        if not self._package.is_file():
+            with tables.replacing(self._package) as path:
+                path.write_bytes(bundle.build())
+        with _explained(self.pod):
+            self._start(env, context, go_on=same)
+        return self._defer(lambda: self.carrier.invoke_defer_method(context=context), spec)
+
+    def finish(self, context: Context, event: dict[str, Any]) -> Result:
+        """Take the outcome of a pod that has ended; or write what it has printed so far, and defer again.
+
+        Raises:
+            TaskDeferred: the pod still runs.
+            StageCrashed: it ended without an outcome.
+        """
+        spec, _ = protocol.read_call(self.call)
+        self.stage = spec.stage
+        return self._defer(lambda: self.carrier.trigger_reentry(context, event), spec)
+
+    def cancel(self) -> None:
+        """Remove the pod; called when the task is killed."""
+        self.carrier.on_kill()
+
+    @cached_property
+    def carrier(self) -> Any:
+        """The KubernetesPodOperator that carries the stage."""
+        try:
+            from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+        except ImportError as error:
+            raise MissingLibrary(
+                f"runtime=Pod(…) needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
+            ) from error
+        return KubernetesPodOperator(**self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        pod, operator = self.pod, self.operator
+        path = ":".join([str(self._package), *pod.pythonpath])
+        template = "pod_template_file" if isinstance(pod.pod_template, str) else "pod_template_dict"
+        return {
+            "task_id": operator.task_id,
+            "name": f"ml-{operator.task_id.replace('.', '-')}"[:200],
+            "namespace": pod.namespace or None,
+            "labels": {IDENTITY: self.info.identity},
+            "image": pod.image,
+            "base_container_name": CONTAINER,
+            "cmds": [pod.python, str(self._package)],
+            "arguments": [self.stage, "--spec", str(self.call), "--result", str(self.outcome)],
+            "env_vars": {**pod.env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            **_volumes_and_resources(pod),
+            template: pod.pod_template,
+            "kubernetes_conn_id": pod.conn_id,
+            "deferrable": True,
+            "execution_timeout": operator.execution_timeout,
+            "startup_timeout_seconds": int(pod.start_s),
+            "schedule_timeout_seconds": int(pod.start_s),
+            "poll_interval": pod.poll_s,
+            "logging_interval": round(pod.log_every_s) or None,
+            "log_pod_spec_on_failure": False,
+            "do_xcom_push": False,
+        }
+
+    @property
+    def _package(self) -> Path:
+        return self.exchange / "packages" / f"{bundle.digest()}.zip"
+
+    def _same(self, text: str) -> bool:
+        try:
+            return self.call.read_text(encoding="utf-8") == text
+        except FileNotFoundError:
+            return False
+
+    def _left_behind(self, spec: Spec) -> Result | None:
+        """Return the result that a pod has left when nobody was there to take it; an error is another matter."""
+        body = self._read()
+        if body is None or "error" in body:
+            return None
+        self.operator.log.info("the pod of an earlier try has left its result in %s", self.outcome)
+        return self._take(body, spec)
+
+    def _read(self) -> dict[str, Any] | None:
+        """Return the outcome that answers this very call, if there is one."""
+        try:
+            body: dict[str, Any] = json.loads(self.outcome.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return body if body.get("call") == protocol.call_digest(self.call) else None
+
+    def _take(self, body: dict[str, Any], spec: Spec) -> Result:
+        result = protocol.open_outcome(body, spec)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return result
+
+    def _start(self, env: Mapping[str, str], context: Context, go_on: bool) -> None:
+        """Create the pod, or find that of an earlier try; then the Secret with its connection settings.
+
+        The Secret is made after its pod, which owns it and waits for it, so that it cannot be left behind.
+        """
+        from kubernetes import client
+
+        carrier = self.carrier
+        wanted = carrier.build_pod_request_obj(context)
+        name, namespace = wanted.metadata.name, wanted.metadata.namespace
+        if not go_on:
+            self._remove_others(namespace, context)
+        if env:
+            source = client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=f"{name}-env"))
+            stage = next(container for container in wanted.spec.containers if container.name == CONTAINER)
+            stage.env_from = [*(stage.env_from or []), source]
+        carrier.pod = carrier.get_or_create_pod(wanted, context)
+        carrier.pod = carrier.hook.get_pod(carrier.pod.metadata.name, namespace)  # with its uid
+        if env:
+            self._give(env, carrier.pod)
+
+    def _give(self, env: Mapping[str, str], pod: Any) -> None:
+        from kubernetes import client
+
+        owner = client.V1OwnerReference(api_version="v1", kind="Pod", name=pod.metadata.name, uid=pod.metadata.uid)
+        meta = client.V1ObjectMeta(
+            name=f"{pod.metadata.name}-env", labels={IDENTITY: self.info.identity}, owner_references=[owner]
+        )
+        body = client.V1Secret(metadata=meta, string_data=dict(env))
+        try:
+            self.carrier.client.create_namespaced_secret(pod.metadata.namespace, body)
+        except client.ApiException as error:
+            if error.status != _THERE:  # an earlier try made it
+                raise
+
+    def _remove_others(self, namespace: str, context: Context) -> None:
+        """Remove pods that work on another call of this task, such as the one from before it was cleared."""
+        carrier, selector = self.carrier, f"{IDENTITY}={self.info.identity}"
+        for old in carrier.client.list_namespaced_pod(namespace, label_selector=selector).items:
+            self.operator.log.info("removing pod %s, which works on an earlier call of this task", old.metadata.name)
+            carrier.pod_manager.delete_pod(old)
+            if store := context.get("task_state_store"):
+                store.clear()
+
+    def _defer(self, step: Any, spec: Spec) -> Result:
+        """Take a step of the carrier: it defers, or the pod has ended and its outcome is there."""
+        problem: Exception | None = None
+        try:
+            step()
+        except TaskDeferred as deferred:
+            self.operator.defer(trigger=deferred.trigger, method_name="collect", timeout=deferred.timeout)
+        except AirflowException as error:
+            problem = error
+        if body := self._read():
+            return self._take(body, spec)
+        raise StageCrashed(f"the pod of stage {self.stage!r} ended without a result: {self._why(problem)}") from None
+
+    def _why(self, problem: Exception | None) -> str:
+        pod = self.carrier.pod
+        return "; ".join(dict.fromkeys([*_told(pod), *filter(None, [str(problem or "")])])) or "no reason is known"
+
+
+@contextmanager
+def _explained(pod: Pod) -> Iterator[None]:
+    """Turn what the cluster answers into errors that say whether trying again can help."""
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ConfigException as error:
+        raise SpecError(f"connection {pod.conn_id!r} does not say how to reach a cluster: {error}") from error
+    except ApiException as error:
+        said = f"{error.status} {error.reason}: {error.body or ''}".strip()
+        if error.status in _FORBIDDEN:
+            raise SpecError(f"connection {pod.conn_id!r} may not do this in the cluster ({said})") from error
+        if error.status is not None and 400 <= error.status < 500 and error.status not in (_THERE, 429):
+            raise SpecError(f"the cluster does not take the pod: {said}") from error
+        raise Unavailable(f"the cluster of connection {pod.conn_id!r} answers {said}") from error
+    except HTTPError as error:
+        raise Unavailable(f"the cluster of connection {pod.conn_id!r} does not answer: {error}") from error
+
+
+def _exchange(pod: Pod) -> Path:
+    folder = pod.exchange or conf.get("ml", "exchange", fallback="")
+    if not folder:
+        raise SpecError(
+            "a pod needs a folder that it and the worker share: set exchange of Pod(…), or [ml] exchange in Airflow's "
+            "configuration, to one below a volume of both"
+        )
+    path = tables.local_path(folder)
+    if not any(path.is_relative_to(mount) for mount in pod.volumes) and not pod.pod_template:
+        raise SpecError(f"exchange {path} is below none of the pod's volumes ({', '.join(pod.volumes) or 'none'})")
+    return path
+
+
+def _volumes_and_resources(pod: Pod) -> dict[str, Any]:
+    """Return volumes and resources as KubernetesPodOperator takes them."""
+    from kubernetes import client
+
+    volumes, mounts = [], []
+    for number, (path, source) in enumerate(sorted(pod.volumes.items())):
+        name = f"ml-{number}"
+        mounts.append(client.V1VolumeMount(name=name, mount_path=path))
+        if source.startswith("/"):
+            volumes.append(client.V1Volume(name=name, host_path=client.V1HostPathVolumeSource(path=source)))
+        else:
+            claim = client.V1PersistentVolumeClaimVolumeSource(claim_name=source)
+            volumes.append(client.V1Volume(name=name, persistent_volume_claim=claim))
+    if pod.shm_gib:
+        memory = client.V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{round(1024 * pod.shm_gib)}Mi")
+        volumes.append(client.V1Volume(name="ml-shm", empty_dir=memory))
+        mounts.append(client.V1VolumeMount(name="ml-shm", mount_path="/dev/shm"))  # noqa: S108
+    resources = client.V1ResourceRequirements(requests=pod.resources, limits=pod.resources) if pod.resources else None
+    return {"volumes": volumes, "volume_mounts": mounts, "container_resources": resources}
+
+
+def _told(pod: Any) -> Iterator[str]:
+    """Give what Kubernetes says of the end of a pod, or of why it never began."""
+    status = pod.status if pod is not None else None
+    if status is None:
+        return
+    if status.reason:  # evicted, node lost, preempted
+        yield f"{status.reason}: {status.message or 'no message'}"
+    for condition in status.conditions or ():
+        if condition.status == "False" and condition.type == "PodScheduled":
+            yield f"{condition.reason}: {condition.message}"
+    for container in status.container_statuses or ():
+        state = container.state
+        if ended := state and state.terminated:
+            yield f"{ended.reason or 'ended'}, exit code {ended.exit_code}"
+        if waiting := state and state.waiting:
+            yield ": ".join(filter(None, [waiting.reason, waiting.message]))
