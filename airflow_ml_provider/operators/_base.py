@@ -57,7 +57,7 @@ class StageOperator(BaseOperator):
     def __init__(
         self,
         *,
-        runtime: Runtime | Pod | str | None = None,
+        runtime: Runtime | Pod | Mapping[str, Any] | str | None = None,
         interval: Interval | Mapping[str, Any] | str | None = None,
         grain: Grain = "day",
         mlflow_conn_id: str | None = "mlflow_default",

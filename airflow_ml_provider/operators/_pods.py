@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred, conf
 
 from airflow_ml_provider import tables
-from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable
+from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable, invalid
 from airflow_ml_provider.runtime import bundle, protocol
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from airflow_ml_provider.runtime import Pod
     from airflow_ml_provider.stages import Result, Spec
 
-IDENTITY = "airflow-ml/identity"
+IDENTITY, CALL = "airflow-ml/identity", "airflow-ml/call"
 CONTAINER = "base"
-_THERE, _FORBIDDEN = 409, (401, 403)
+_GONE, _THERE, _FORBIDDEN = 404, 409, (401, 403)
 
 
 class PodCall:
@@ -61,8 +61,7 @@ class PodCall:
             TaskDeferred: the pod runs.
         """
         text, self.stage = protocol.call_text(spec, self.info), spec.stage
-        same = self._same(text)
-        if same and (result := self._left_behind(spec)):
+        if self._same(text) and (result := self._left_behind(spec, context)):
             return result
         self.outcome.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,8 +70,9 @@ class PodCall:
             with tables.replacing(self._package) as path:
                 path.write_bytes(bundle.build())
         with _explained(self.pod):
-            self._start(env, context, go_on=same)
-        return self._defer(lambda: self.carrier.invoke_defer_method(context=context), spec)
+            self._start(env, context)
+        namespace = self.carrier.pod.metadata.namespace
+        return self._defer(lambda: self.carrier.invoke_defer_method(context=context), spec, namespace)
 
     def finish(self, context: Context, event: dict[str, Any]) -> Result:
         """Take the outcome of a pod that has ended; or write what it has printed so far, and defer again.
@@ -83,7 +83,7 @@ class PodCall:
         """
         spec, _ = protocol.read_call(self.call)
         self.stage = spec.stage
-        return self._defer(lambda: self.carrier.trigger_reentry(context, event), spec)
+        return self._defer(lambda: self.carrier.trigger_reentry(context, event), spec, event["namespace"])
 
     def cancel(self) -> None:
         """Remove the pod; called when the task is killed."""
@@ -103,19 +103,18 @@ class PodCall:
     def _settings(self) -> dict[str, Any]:
         pod, operator = self.pod, self.operator
         path = ":".join([str(self._package), *pod.pythonpath])
-        template = "pod_template_file" if isinstance(pod.pod_template, str) else "pod_template_dict"
         return {
             "task_id": operator.task_id,
             "name": f"ml-{operator.task_id.replace('.', '-')}"[:200],
             "namespace": pod.namespace or None,
-            "labels": {IDENTITY: self.info.identity},
+            "labels": {IDENTITY: self.info.identity, CALL: _short(self.call)},
             "image": pod.image,
             "base_container_name": CONTAINER,
             "cmds": [pod.python, str(self._package)],
             "arguments": [self.stage, "--spec", str(self.call), "--result", str(self.outcome)],
             "env_vars": {**pod.env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             **_volumes_and_resources(pod),
-            template: pod.pod_template,
+            "pod_template_dict": _template(pod),
             "kubernetes_conn_id": pod.conn_id,
             "deferrable": True,
             "execution_timeout": operator.execution_timeout,
@@ -137,12 +136,14 @@ class PodCall:
         except FileNotFoundError:
             return False
 
-    def _left_behind(self, spec: Spec) -> Result | None:
+    def _left_behind(self, spec: Spec, context: Context) -> Result | None:
         """Return the result that a pod has left when nobody was there to take it; an error is another matter."""
         body = self._read()
         if body is None or "error" in body:
             return None
         self.operator.log.info("the pod of an earlier try has left its result in %s", self.outcome)
+        with _explained(self.pod):
+            self._remove(self.carrier.build_pod_request_obj(context).metadata.namespace, all_of_them=True)
         return self._take(body, spec)
 
     def _read(self) -> dict[str, Any] | None:
@@ -158,7 +159,7 @@ class PodCall:
         shutil.rmtree(self.folder, ignore_errors=True)
         return result
 
-    def _start(self, env: Mapping[str, str], context: Context, go_on: bool) -> None:
+    def _start(self, env: Mapping[str, str], context: Context) -> None:
         """Create the pod, or find that of an earlier try; then the Secret with its connection settings.
 
         The Secret is made after its pod, which owns it and waits for it, so that it cannot be left behind.
@@ -168,8 +169,7 @@ class PodCall:
         carrier = self.carrier
         wanted = carrier.build_pod_request_obj(context)
         name, namespace = wanted.metadata.name, wanted.metadata.namespace
-        if not go_on:
-            self._remove_others(namespace, context)
+        self._remove(namespace)
         if env:
             source = client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=f"{name}-env"))
             stage = next(container for container in wanted.spec.containers if container.name == CONTAINER)
@@ -193,16 +193,23 @@ class PodCall:
             if error.status != _THERE:  # an earlier try made it
                 raise
 
-    def _remove_others(self, namespace: str, context: Context) -> None:
-        """Remove pods that work on another call of this task, such as the one from before it was cleared."""
+    def _remove(self, namespace: str, all_of_them: bool = False) -> None:
+        """Remove what must not be gone on with: pods of another call, as from before the task was cleared.
+
+        A pod that is on its way out is hidden from the carrier, which would take it for one that works. One that never
+        began to run needs no time to end.
+        """
         carrier, selector = self.carrier, f"{IDENTITY}={self.info.identity}"
         for old in carrier.client.list_namespaced_pod(namespace, label_selector=selector).items:
-            self.operator.log.info("removing pod %s, which works on an earlier call of this task", old.metadata.name)
-            carrier.pod_manager.delete_pod(old)
-            if store := context.get("task_state_store"):
-                store.clear()
+            leaving, idle = bool(old.metadata.deletion_timestamp), _never_ran(old)
+            if not (leaving or all_of_them or old.metadata.labels.get(CALL) != _short(self.call)):
+                continue
+            carrier.patch_already_checked(old, reraise=False)
+            if not leaving or idle:
+                self.operator.log.info("removing pod %s", old.metadata.name)
+                _delete(carrier.client, old, grace_s=0 if idle else None)
 
-    def _defer(self, step: Any, spec: Spec) -> Result:
+    def _defer(self, step: Callable[[], Any], spec: Spec, namespace: str) -> Result:
         """Take a step of the carrier: it defers, or the pod has ended and its outcome is there."""
         problem: Exception | None = None
         try:
@@ -211,6 +218,10 @@ class PodCall:
             self.operator.defer(trigger=deferred.trigger, method_name="collect", timeout=deferred.timeout)
         except AirflowException as error:
             problem = error
+        try:
+            self._remove(namespace, all_of_them=True)  # the carrier leaves some, such as one whose image is not there
+        except Exception:
+            self.operator.log.exception("pods of this task may be left in namespace %s", namespace)
         if body := self._read():
             return self._take(body, spec)
         raise StageCrashed(f"the pod of stage {self.stage!r} ended without a result: {self._why(problem)}") from None
@@ -218,6 +229,35 @@ class PodCall:
     def _why(self, problem: Exception | None) -> str:
         pod = self.carrier.pod
         return "; ".join(dict.fromkeys([*_told(pod), *filter(None, [str(problem or "")])])) or "no reason is known"
+
+
+def _never_ran(pod: Any) -> bool:
+    """Return whether no container of a pod has begun."""
+    states = [container.state for container in pod.status.container_statuses or () if container.state]
+    return pod.status.phase == "Pending" and not any(state.running or state.terminated for state in states)
+
+
+def _delete(client: Any, pod: Any, grace_s: int | None = None) -> None:
+    from kubernetes.client import ApiException
+
+    grace = {} if grace_s is None else {"grace_period_seconds": grace_s}
+    try:
+        client.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace, **grace)
+    except ApiException as error:
+        if error.status != _GONE:
+            raise
+
+
+def _message(body: Any) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(body or "no message")
+
+
+def _short(call: Path) -> str:
+    """Return the beginning of a call's digest, fit for a label."""
+    return protocol.call_digest(call).partition(":")[2][:16]
 
 
 @contextmanager
@@ -232,7 +272,7 @@ def _explained(pod: Pod) -> Iterator[None]:
     except ConfigException as error:
         raise SpecError(f"connection {pod.conn_id!r} does not say how to reach a cluster: {error}") from error
     except ApiException as error:
-        said = f"{error.status} {error.reason}: {error.body or ''}".strip()
+        said = f"{error.status} {error.reason}: {_message(error.body)}"
         if error.status in _FORBIDDEN:
             raise SpecError(f"connection {pod.conn_id!r} may not do this in the cluster ({said})") from error
         if error.status is not None and 400 <= error.status < 500 and error.status not in (_THERE, 429):
@@ -253,6 +293,27 @@ def _exchange(pod: Pod) -> Path:
     if not any(path.is_relative_to(mount) for mount in pod.volumes) and not pod.pod_template:
         raise SpecError(f"exchange {path} is below none of the pod's volumes ({', '.join(pod.volumes) or 'none'})")
     return path
+
+
+def _template(pod: Pod) -> dict[str, Any]:
+    """Return the pod's manifest, with a place for the stage's container.
+
+    Raises:
+        SpecError: the file cannot be read, or is no manifest.
+    """
+    body: Any = pod.pod_template or {}
+    if isinstance(body, str):
+        import yaml
+
+        try:
+            body = yaml.safe_load(tables.local_path(body).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise SpecError(f"pod_template {pod.pod_template} cannot be read: {error}") from error
+    if not isinstance(body, Mapping) or not isinstance(body.get("spec", {}), Mapping):
+        raise invalid("pod_template", body, "a pod's manifest: a mapping with metadata and spec")
+    spec = dict(body.get("spec", {}))
+    spec["containers"] = spec.get("containers") or [{"name": CONTAINER}]
+    return {**body, "spec": spec}
 
 
 def _volumes_and_resources(pod: Pod) -> dict[str, Any]:
