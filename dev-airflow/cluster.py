@@ -63,15 +63,16 @@ class Cluster:
             if "airflow-ml/identity" in item["metadata"].get("labels", {})
         ]
 
-    def python(self, environment: Path) -> tuple[str, dict[str, str]]:
-        """Return the path of a virtual environment's Python, and the volumes that bring it into a pod."""
-        python = environment / "bin" / "python"
-        base = python.resolve().parent.parent
-        return str(python), {str(environment): str(environment), str(base): str(base)}
-
     def connection(self, **extra: Any) -> str:
         """Return the Airflow connection to the cluster as JSON; the kubeconfig goes by `KUBECONFIG`."""
         return json.dumps({"conn_type": "kubernetes", "extra": {"namespace": "default", **extra}})
+
+
+def python(environment: Path) -> tuple[str, dict[str, str]]:
+    """Return the path of a virtual environment's Python, and the volumes that bring it into a pod."""
+    path = environment / "bin" / "python"
+    base = path.resolve().parent.parent
+    return str(path), {str(environment): str(environment), str(base): str(base)}
 
 
 def wait(until: Callable[[], Any], seconds: float, what: str = "") -> Any:

@@ -60,6 +60,7 @@ class PodCall:
         Raises:
             TaskDeferred: the pod runs.
         """
+        _require()
         text, self.stage = protocol.call_text(spec, self.info), spec.stage
         if self._same(text) and (result := self._left_behind(spec, context)):
             return result
@@ -87,21 +88,18 @@ class PodCall:
 
     def cancel(self) -> None:
         """Remove the pod; called when the task is killed."""
-        self.carrier.on_kill()
+        if "carrier" in self.__dict__ and self.carrier.pod is not None:
+            self._remove(self.carrier.pod.metadata.namespace, all_of_them=True)
 
     @cached_property
     def carrier(self) -> Any:
         """The KubernetesPodOperator that carries the stage."""
-        try:
-            from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-        except ImportError as error:
-            raise MissingLibrary(
-                f"runtime=Pod(…) needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
-            ) from error
+        from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+
         return KubernetesPodOperator(**self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        pod, operator = self.pod, self.operator
+        pod, operator, timeout = self.pod, self.operator, self.operator.execution_timeout
         path = ":".join([str(self._package), *pod.pythonpath])
         return {
             "task_id": operator.task_id,
@@ -117,9 +115,12 @@ class PodCall:
             "pod_template_dict": _template(pod),
             "kubernetes_conn_id": pod.conn_id,
             "deferrable": True,
-            "execution_timeout": operator.execution_timeout,
+            "execution_timeout": timeout,
+            # For a pod whose worker was killed and whose task is not tried again: nobody else would end it.
+            "active_deadline_seconds": int(timeout.total_seconds() + pod.start_s) if timeout else None,
             "startup_timeout_seconds": int(pod.start_s),
             "schedule_timeout_seconds": int(pod.start_s),
+            "startup_check_interval_seconds": max(1, round(pod.poll_s)),
             "poll_interval": pod.poll_s,
             "logging_interval": round(pod.log_every_s) or None,
             "log_pod_spec_on_failure": False,
@@ -174,10 +175,14 @@ class PodCall:
             source = client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=f"{name}-env"))
             stage = next(container for container in wanted.spec.containers if container.name == CONTAINER)
             stage.env_from = [*(stage.env_from or []), source]
-        carrier.pod = carrier.get_or_create_pod(wanted, context)
-        carrier.pod = carrier.hook.get_pod(carrier.pod.metadata.name, namespace)  # with its uid
-        if env:
-            self._give(env, carrier.pod)
+        try:
+            carrier.pod = carrier.get_or_create_pod(wanted, context)
+            carrier.pod = carrier.hook.get_pod(carrier.pod.metadata.name, namespace)  # with its uid
+            if env:
+                self._give(env, carrier.pod)
+        except Exception:
+            self._clean_up(namespace)
+            raise
 
     def _give(self, env: Mapping[str, str], pod: Any) -> None:
         from kubernetes import client
@@ -218,17 +223,30 @@ class PodCall:
             self.operator.defer(trigger=deferred.trigger, method_name="collect", timeout=deferred.timeout)
         except AirflowException as error:
             problem = error
-        try:
-            self._remove(namespace, all_of_them=True)  # the carrier leaves some, such as one whose image is not there
-        except Exception:
-            self.operator.log.exception("pods of this task may be left in namespace %s", namespace)
+        self._clean_up(namespace)  # the carrier leaves some, such as one whose image is not there
         if body := self._read():
             return self._take(body, spec)
         raise StageCrashed(f"the pod of stage {self.stage!r} ended without a result: {self._why(problem)}") from None
 
+    def _clean_up(self, namespace: str) -> None:
+        """Remove all pods of this task; if that fails, how the stage ended still says more."""
+        try:
+            self._remove(namespace, all_of_them=True)
+        except Exception:
+            self.operator.log.exception("pods of this task may be left in namespace %s", namespace)
+
     def _why(self, problem: Exception | None) -> str:
         pod = self.carrier.pod
         return "; ".join(dict.fromkeys([*_told(pod), *filter(None, [str(problem or "")])])) or "no reason is known"
+
+
+def _require() -> None:
+    try:
+        import airflow.providers.cncf.kubernetes  # noqa: F401
+    except ImportError as error:
+        raise MissingLibrary(
+            f"runtime=Pod(…) needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
+        ) from error
 
 
 def _never_ran(pod: Any) -> bool:

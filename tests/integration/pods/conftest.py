@@ -63,7 +63,7 @@ class Task:
 
     def __init__(self, folder: Path, cluster: kubernetes.Cluster, **settings: Any) -> None:
         self.folder, self.cluster = folder, cluster
-        python, volumes = cluster.python(REPO / ".venv-ml")
+        python, volumes = kubernetes.python(REPO / ".venv-ml")
         volumes |= {str(folder): str(folder), **settings.pop("volumes", {})}
         start = {"image": kubernetes.IMAGE, "python": python, "exchange": str(folder / "exchange")}
         self.pod = Pod(**{**start, "volumes": volumes, "poll_s": 1.0, **settings})
