@@ -42,10 +42,11 @@ def main() -> None:
 
 
 def measure(running: kubernetes.Cluster, folder: Path, repeat: int) -> None:
-    os.environ.update(KUBECONFIG=running.kubeconfig, AIRFLOW_CONN_KUBERNETES_DEFAULT=running.connection())
+    os.environ.pop("KUBECONFIG", None)
+    os.environ["AIRFLOW_CONN_KUBERNETES_DEFAULT"] = kubernetes.connection(running.kubeconfig)
     (folder / "a.csv").write_text("id,n\nb,2\na,1\n")
     operator(folder)  # imports, and the pod's pages of the disk
-    bare = prepared(folder)
+    bare = prepared(running, folder)
     seconds: dict[str, list[float]] = {"bare": [], "operator": []}
     for _ in range(repeat):
         seconds["bare"].append(timed(bare))
@@ -96,7 +97,7 @@ def operator(folder: Path) -> None:
     getattr(task, deferred.method_name)(body, asyncio.run(first()))
 
 
-def prepared(folder: Path) -> Callable[[], None]:
+def prepared(running: kubernetes.Cluster, folder: Path) -> Callable[[], None]:
     """Return a function that runs the same call in a bare pod and waits for its end."""
     from kubernetes import client, config, watch  # type: ignore[attr-defined]
 
@@ -106,7 +107,7 @@ def prepared(folder: Path) -> Callable[[], None]:
     from airflow_ml_provider.runtime import protocol
     from airflow_ml_provider.testing.context import context
 
-    config.load_kube_config(os.environ["KUBECONFIG"])
+    config.load_kube_config(running.kubeconfig)
     api, task = client.CoreV1Api(), make(folder)
     info = RunInfo("bare", "ingest", "run", interval=Interval.from_key("2013-01-05"))
     call = PodCall(task, task.runtime, info)

@@ -63,9 +63,10 @@ class Cluster:
             if "airflow-ml/identity" in item["metadata"].get("labels", {})
         ]
 
-    def connection(self, **extra: Any) -> str:
-        """Return the Airflow connection to the cluster as JSON; the kubeconfig goes by `KUBECONFIG`."""
-        return json.dumps({"conn_type": "kubernetes", "extra": {"namespace": "default", **extra}})
+
+def connection(kubeconfig: str, namespace: str = "default") -> str:
+    """Return the Airflow connection to a cluster as JSON. Where it is used, `KUBECONFIG` must not be set, too."""
+    return json.dumps({"conn_type": "kubernetes", "extra": {"namespace": namespace, "kube_config_path": kubeconfig}})
 
 
 def python(environment: Path) -> tuple[str, dict[str, str]]:

@@ -202,18 +202,17 @@ def _prepare_pods(state: Path, dags: Path) -> None:
     _, volumes = kubernetes.python(REPO / ".venv-ml")
     os.environ["TEST_VOLUMES"] = json.dumps({**volumes, str(state): str(state)})
     os.environ["TEST_MODULES"] = str(modules)
-    os.environ["KUBECONFIG"] = str(state / "kubeconfig")
 
 
 @pytest.fixture(scope="session")
-def cluster(flights, tmp_path_factory):
+def cluster(flights):
     """A Kubernetes that the Airflow of `flights` is connected to."""
     if reason := kubernetes.missing():
         pytest.skip(reason)
     found = kubernetes.Cluster.start()
-    shutil.copy(found.kubeconfig, os.environ["KUBECONFIG"])
-    connection = {"connection_id": "kubernetes_default", "conn_type": "kubernetes", "extra": '{"namespace": "default"}'}
-    flights.api.call("POST", "connections", connection)
+    connection = json.loads(kubernetes.connection(found.kubeconfig))
+    body = {**connection, "connection_id": "kubernetes_default", "extra": json.dumps(connection["extra"])}
+    flights.api.call("POST", "connections", body)
     flights.api.pause("pods", False)
     yield found
     found.stop()

@@ -87,6 +87,8 @@ def test_an_api_server_that_is_away_for_a_while_costs_no_second_pod(flights, clu
     servers = [int(pid) for pid in found.stdout.split()]
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(subprocess.CalledProcessError):
+        cluster.kubectl("get", "pods", "--request-timeout=3s")
     time.sleep(20)
     for pid in servers:
         os.kill(pid, signal.SIGCONT)

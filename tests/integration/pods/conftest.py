@@ -126,8 +126,8 @@ def cluster() -> Iterator[kubernetes.Cluster]:
 @pytest.fixture
 def task(cluster: kubernetes.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Task]]:
     """Make a task; whatever it leaves fails the test."""
-    monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", cluster.connection())
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", kubernetes.connection(cluster.kubeconfig))
     (tmp_path / "a.csv").write_text("id,n\nb,2\na,1\n")
     yield lambda **settings: Task(tmp_path, cluster, **settings)
     kubernetes.wait(lambda: not cluster.left(), 15, f"left behind: {cluster.left()}")
@@ -151,7 +151,7 @@ def modules(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def limited(cluster: kubernetes.Cluster, tmp_path: Path) -> str:
-    """Return the kubeconfig of an identity that has no rights but those of the Role in the documentation."""
+    """Return a connection that has no rights but those of the Role in the documentation."""
     role = (REPO / "docs" / "kubernetes" / "role.yaml").read_text()
     cluster.kubectl("apply", "-f", "-", stdin=role)
     cluster.kubectl("create", "serviceaccount", "airflow")
@@ -165,7 +165,20 @@ def limited(cluster: kubernetes.Cluster, tmp_path: Path) -> str:
     config["users"][0]["user"] = {"token": kubernetes.wait(token, 20)}
     path = tmp_path / "limited.yaml"
     path.write_text(yaml.safe_dump(config))
-    return str(path)
+    return kubernetes.connection(str(path))
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> str:
+    """Return a connection to a cluster that does not answer."""
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
+    }  # fmt: skip
+    path = tmp_path / "away.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return kubernetes.connection(str(path))
 
 
 @pytest.fixture

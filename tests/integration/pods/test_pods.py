@@ -169,16 +169,12 @@ def test_a_triggerer_tells_of_a_task_that_was_marked_failed(task, modules, wait)
     wait(lambda: not here.cluster.left(), 15)
 
 
-def test_a_cluster_that_refuses_or_is_away(task, monkeypatch):
-    here = task()
+def test_a_cluster_that_refuses_or_is_away(task, away, monkeypatch):
     elsewhere = task(namespace="nowhere")
     with pytest.raises(AirflowFailException, match='namespaces "nowhere" not found'):
         elsewhere.begin()
-    away = json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [
-        {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}], "contexts": [
-        {"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]})  # fmt: skip
-    (here.folder / "away").write_text(away)
-    monkeypatch.setenv("KUBECONFIG", str(here.folder / "away"))
+    here = task()
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", away)
     with pytest.raises(Unavailable, match="'kubernetes_default' does not answer"):
         here.begin()
 
@@ -192,13 +188,16 @@ def test_a_folder_that_the_pod_does_not_see(task):
 
 
 def test_the_documented_role_is_enough(task, limited, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", limited)
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", limited)
     here = task()
     deferred = here.begin(here.operator(connected=True))
     assert here.end(deferred, here.operator(connected=True))["status"] == "ok"
     operator = here.operator(connected=True)
     here.begin(operator, cleared=True)
     operator.on_kill()
+    elsewhere = task(namespace="kube-system")
+    with pytest.raises(AirflowFailException, match=r"may not do this in the cluster .403 Forbidden: .*kube-system"):
+        elsewhere.begin()
 
 
 def test_two_ranks_in_one_pod(task, spec, flights_file, tmp_path):
