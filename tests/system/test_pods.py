@@ -61,13 +61,13 @@ def test_a_stage_in_a_pod_succeeds_while_its_task_takes_no_slot(flights, cluster
     run = ended(flights, run_id)
     assert run["state"] == "success", flights.why(DAG, run)
     assert flights.api.xcom(DAG, run_id, "ingest")["counts"]["accepted"] == 1
-    until(lambda: not cluster.left(), 15, str(cluster.left()))
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
 def test_a_deferred_task_that_is_marked_failed_leaves_nothing(flights, cluster, hold):
     run_id, _ = begun(flights, cluster)
     flights.api.call("PATCH", f"dags/{DAG}/dagRuns/{run_id}/taskInstances/ingest", {"new_state": "failed"})
-    until(lambda: not cluster.left(), 30, str(cluster.left()))
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
 def test_a_cleared_task_starts_again_in_another_pod(flights, cluster, hold):
@@ -78,7 +78,7 @@ def test_a_cleared_task_starts_again_in_another_pod(flights, cluster, hold):
     hold.unlink()
     run = ended(flights, run_id)
     assert run["state"] == "success", flights.why(DAG, run)
-    until(lambda: not cluster.left(), 15, str(cluster.left()))
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
 def test_an_api_server_that_is_away_for_a_while_costs_no_second_pod(flights, cluster, hold):
@@ -97,4 +97,4 @@ def test_an_api_server_that_is_away_for_a_while_costs_no_second_pod(flights, clu
     hold.unlink()
     run = ended(flights, run_id)
     assert run["state"] == "success", flights.why(DAG, run)
-    until(lambda: not cluster.left(), 15, str(cluster.left()))
+    until(lambda: not cluster.left(), 60, str(cluster.left()))

@@ -110,7 +110,7 @@ class Task:
             pods = [pod for pod in self.pods() if pod["status"]["phase"] == "Running"]
             return pods and pods[0]
 
-        return kubernetes.wait(found, 30, "no pod runs")
+        return kubernetes.wait(found, 120, "no pod runs")
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +130,7 @@ def task(cluster: kubernetes.Cluster, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", kubernetes.connection(cluster.kubeconfig))
     (tmp_path / "a.csv").write_text("id,n\nb,2\na,1\n")
     yield lambda **settings: Task(tmp_path, cluster, **settings)
-    kubernetes.wait(lambda: not cluster.left(), 15, f"left behind: {cluster.left()}")
+    kubernetes.wait(lambda: not cluster.left(), 60, f"left behind: {cluster.left()}")
 
 
 @pytest.fixture

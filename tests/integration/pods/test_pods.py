@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -141,32 +141,27 @@ def test_a_cleared_task_does_not_go_on_with_the_pod_from_before(task, modules, w
     old = here.running()
     operator = here.operator()
     here.begin(operator, cleared=True)
-    wait(lambda: uid(old) not in [uid(pod) for pod in here.pods()], 15)
+    wait(lambda: uid(old) not in [uid(pod) for pod in here.pods()], 60)
     assert len(here.pods()) == 1
     operator.on_kill()
 
 
-@pytest.mark.parametrize("patience_s", [15])
-def test_a_killed_task_leaves_nothing(task, modules, wait, patience_s):
+def test_a_killed_task_leaves_nothing(task, modules, wait):
     here = task(pythonpath=(modules(SLOW),))
     operator = here.operator(connected=True)
     here.begin(operator)
     here.running()
     operator.on_kill()
-    began = time.monotonic()
-    wait(lambda: not here.cluster.left(), patience_s)
-    assert time.monotonic() - began < patience_s
+    wait(lambda: not here.cluster.left(), 60)
 
 
 def test_a_triggerer_tells_of_a_task_that_was_marked_failed(task, modules, wait):
     """In deferred state the trigger's `on_kill` is what Airflow calls."""
-    import asyncio
-
     here = task(pythonpath=(modules(SLOW),))
     deferred = here.begin(here.operator(connected=True))
     here.running()
     asyncio.run(deferred.trigger.on_kill())
-    wait(lambda: not here.cluster.left(), 15)
+    wait(lambda: not here.cluster.left(), 60)
 
 
 def test_a_cluster_that_refuses_or_is_away(task, away, monkeypatch):
