@@ -32,8 +32,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     repeat = parser.parse_args().repeat
-    if reason := kubernetes.missing():
-        sys.exit(reason)
     running = kubernetes.Cluster.start()
     try:
         with tempfile.TemporaryDirectory() as folder:

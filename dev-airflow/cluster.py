@@ -16,11 +16,8 @@ CACHE = Path(os.environ.get("KUBE_CACHE", "/opt/kube-1.20"))
 IMAGE = "localhost/python:1"
 
 
-def missing() -> str:
-    """Return why there can be no cluster here; empty when there can."""
-    if not (SCRIPTS / "up").is_file():
-        return f"no Kubernetes scripts in {SCRIPTS}"
-    return "" if os.geteuid() == 0 else "starting a Kubernetes needs root"
+class NoCluster(Exception):
+    """There can be no cluster here; the message says why."""
 
 
 class Cluster:
@@ -35,14 +32,21 @@ class Cluster:
 
     @classmethod
     def start(cls) -> Cluster:
-        """Build what is not built yet, start an empty cluster unless one runs, and return it."""
-        subprocess.run([SCRIPTS / "build"], check=True, stdout=subprocess.DEVNULL)
-        up = subprocess.run([SCRIPTS / "up"], check=True, stdout=subprocess.PIPE, text=True)
-        return cls(up.stdout.strip().splitlines()[-1])
+        """Build what is not built yet, start an empty cluster unless one runs, and return it.
+
+        Raises:
+            NoCluster: this machine has no scripts for it, or they do not succeed on it.
+        """
+        if not (SCRIPTS / "up").is_file():
+            raise NoCluster(f"no Kubernetes scripts in {SCRIPTS}")
+        if os.geteuid():
+            raise NoCluster("starting a Kubernetes needs root")
+        _run("build")
+        return cls(_run("up").strip().splitlines()[-1])
 
     def stop(self) -> None:
         """Stop the cluster and take away all that it made."""
-        subprocess.run([SCRIPTS / "down"], check=True, stdout=subprocess.DEVNULL)
+        _run("down")
 
     def kubectl(self, *args: str, stdin: str | None = None) -> str:
         """Return what `kubectl` prints."""
@@ -62,6 +66,13 @@ class Cluster:
             for item in self.get(kind, namespace)
             if "airflow-ml/identity" in item["metadata"].get("labels", {})
         ]
+
+
+def _run(script: str) -> str:
+    done = subprocess.run([SCRIPTS / script], capture_output=True, text=True)
+    if done.returncode:
+        raise NoCluster(f"{SCRIPTS / script} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def connection(kubeconfig: str, namespace: str = "default") -> str:

@@ -207,9 +207,10 @@ def _prepare_pods(state: Path, dags: Path) -> None:
 @pytest.fixture(scope="session")
 def cluster(flights):
     """A Kubernetes that the Airflow of `flights` is connected to."""
-    if reason := kubernetes.missing():
-        pytest.skip(reason)
-    found = kubernetes.Cluster.start()
+    try:
+        found = kubernetes.Cluster.start()
+    except kubernetes.NoCluster as reason:
+        pytest.skip(str(reason))
     connection = json.loads(kubernetes.connection(found.kubeconfig))
     body = {**connection, "connection_id": "kubernetes_default", "extra": json.dumps(connection["extra"])}
     flights.api.call("POST", "connections", body)
