@@ -120,6 +120,13 @@ def _configuration() -> dict[str, Any]:
                     "example": "/data/ml/store",
                     "default": "",
                 },
+                "exchange": {
+                    "description": "Folder that workers and pods see at the same path, for stages in pods.",
+                    "version_added": "0.1.0",
+                    "type": "string",
+                    "example": "/data/ml/exchange",
+                    "default": "",
+                },
                 "mlflow_conn_id": {
                     "description": "Connection to the MLflow whose models the page of this provider shows.",
                     "version_added": "0.1.0",

@@ -17,11 +17,12 @@ from airflow_ml_provider.intervals import Grain, Interval
 from airflow_ml_provider.links import DataDocsLink, EvidenceLink, MlflowLink
 from airflow_ml_provider.operators._context import resolve_interval, run_info, unfinished_predecessor
 from airflow_ml_provider.provenance import RunInfo
-from airflow_ml_provider.runtime import Runtime, resolve
+from airflow_ml_provider.runtime import Pod, Runtime, resolve
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_ml_provider.operators._pods import PodCall
     from airflow_ml_provider.stages import Result, Spec
     from airflow_ml_provider.stages.checks import Check
 
@@ -35,8 +36,8 @@ class StageOperator(BaseOperator):
     """Base of the operators of all stages; a subclass only says how its arguments become a spec.
 
     Parameters:
-        runtime: where the stage runs: none is in the task's process; a text is the path of another Python; see
-            `airflow_ml_provider.runtime`.
+        runtime: where the stage runs: none is in the task's process; a text is the path of another Python; `Pod(…)` is
+            a pod, for which the task defers; see `airflow_ml_provider.runtime`.
         interval: the window of data, as `START/END`, a partition key or an `Interval`; by default that of the run.
         grain: length of the window in runs that have no data interval and no partition key.
         mlflow_conn_id: connection to MLflow for the stages that use it; none takes the stage's own environment
@@ -56,7 +57,7 @@ class StageOperator(BaseOperator):
     def __init__(
         self,
         *,
-        runtime: Runtime | str | None = None,
+        runtime: Runtime | Pod | Mapping[str, Any] | str | None = None,
         interval: Interval | Mapping[str, Any] | str | None = None,
         grain: Grain = "day",
         mlflow_conn_id: str | None = "mlflow_default",
@@ -76,6 +77,7 @@ class StageOperator(BaseOperator):
         self.info: RunInfo | None = None
         self.result: Result | None = None
         self._active = resolve(runtime)
+        self._pod_call: PodCall | None = None
 
     def build_spec(self, interval: Interval, context: Context) -> Spec:
         """Return the spec of this task for an interval; the operator's fields are rendered by now."""
@@ -115,10 +117,31 @@ class StageOperator(BaseOperator):
         """Run the stage, publish its result, and return the XCom value."""
         interval = resolve_interval(context, self.grain, self.interval)
         self.info = run_info(context, interval)
-        spec = self.build_spec(interval, context)
-        self.result = self._active.call(spec, self.info, self.environment())
-        self.publish(context, self.result, interval)
-        return self.conclude(context, self.result)
+        spec, env = self.build_spec(interval, context), self.environment()
+        if isinstance(self._active, Pod):
+            return self._done(context, self._in_pod(self._active).begin(spec, env, context), interval)
+        return self._done(context, self._active.call(spec, self.info, env), interval)
+
+    def collect(self, context: Context, event: dict[str, Any]) -> Any:
+        """Go on once the trigger has seen the pod of this task end, or has more of its log."""
+        with _verdicts():
+            if not isinstance(self._active, Pod):
+                raise invalid("runtime", self.runtime, "a pod as long as the task's pod runs", "clear the task")
+            interval = resolve_interval(context, self.grain, self.interval)
+            self.info = run_info(context, interval)
+            return self._done(context, self._in_pod(self._active).finish(context, event), interval)
+
+    def _in_pod(self, pod: Pod) -> PodCall:
+        from airflow_ml_provider.operators._pods import PodCall
+
+        assert self.info is not None
+        self._pod_call = PodCall(self, pod, self.info)
+        return self._pod_call
+
+    def _done(self, context: Context, result: Result, interval: Interval) -> Any:
+        self.result = result
+        self.publish(context, result, interval)
+        return self.conclude(context, result)
 
     def _wait_for_previous(self, context: Context) -> None:
         """Wait for the same task of the run before: here for as long as two deferrals take, then in the triggerer."""
@@ -188,7 +211,10 @@ class StageOperator(BaseOperator):
         raise AirflowFailException(f"{self.task_id} refused: {result.reason}")
 
     def on_kill(self) -> None:
-        self._active.cancel()
+        if self._pod_call:
+            self._pod_call.cancel()
+        elif not isinstance(self._active, Pod):
+            self._active.cancel()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the inputs, outputs and facets of the run; OpenLineage's listener calls this, after failures too."""

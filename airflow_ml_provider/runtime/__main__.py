@@ -31,12 +31,17 @@ def main(argv: Optional[list[str]] = None) -> int:
     if args.parent:
         die_with(args.parent)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s\t%(name)s\t%(message)s")
+    if os.getpid() == 1:  # of a container: the kernel ignores what the first process does not handle
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    call = tables.local_path(args.spec)
+    answers = None
     try:
-        spec, info = protocol.read_call(tables.local_path(args.spec), args.stage)
+        answers = protocol.call_digest(call)
+        spec, info = protocol.read_call(call, args.stage)
         outcome = protocol.outcome_of_result(stages.run(spec, info))
     except Exception as error:  # noqa: BLE001 - every error is reported to the caller, with its traceback
         outcome = protocol.outcome_of_error(error)
-    tables.write_text(tables.local_path(args.result), json.dumps(outcome, allow_nan=False))
+    tables.write_text(tables.local_path(args.result), json.dumps({**outcome, "call": answers}, allow_nan=False))
     return protocol.exit_code(outcome)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from functools import lru_cache
@@ -42,6 +43,11 @@ def build() -> bytes:
             _add(archive, root.joinpath(name), f"airflow_ml_provider/{name}")
         _put(archive, "__main__.py", _MAIN.encode())
     return buffer.getvalue()
+
+
+def digest() -> str:
+    """Return the SHA-256 of the zip in hexadecimal digits."""
+    return hashlib.sha256(build()).hexdigest()
 
 
 def _add(archive: zipfile.ZipFile, item: Any, name: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import BY_NAME, MissingLibrary, MlError, SpecError, StageFailed
@@ -16,15 +17,24 @@ from airflow_ml_provider.stages import Result, Spec, spec_class
 EXIT_OK, EXIT_TERMINAL, EXIT_MISSING, EXIT_RETRYABLE = 0, 65, 69, 75
 
 
-def write_call(path: Path, spec: Spec, info: RunInfo) -> None:
-    """Write what a stage shall do. Secrets are not part of it."""
+def call_text(spec: Spec, info: RunInfo) -> str:
+    """Return what a stage shall do, as it goes into a file. Secrets are not part of it."""
     # Not the canonical form: the order of columns is the user's.
-    call = codec.encode({"stage": spec.stage, "spec": spec, "info": info})
-    path.write_text(json.dumps(call, allow_nan=False), encoding="utf-8")
+    return json.dumps(codec.encode({"stage": spec.stage, "spec": spec, "info": info}), allow_nan=False)
 
 
-def read_call(path: Path, stage: str) -> tuple[Spec, RunInfo]:
-    """Return spec and run of a call.
+def write_call(path: Path, spec: Spec, info: RunInfo) -> None:
+    """Write what a stage shall do."""
+    path.write_text(call_text(spec, info), encoding="utf-8")
+
+
+def call_digest(path: Path) -> str:
+    """Return the digest of a call file; an outcome says which call it answers."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def read_call(path: Path, stage: Optional[str] = None) -> tuple[Spec, RunInfo]:
+    """Return spec and run of a call, which must be for `stage` if one is given.
 
     Raises:
         SpecError: the file is not a call, or one for another stage.
@@ -33,9 +43,10 @@ def read_call(path: Path, stage: str) -> tuple[Spec, RunInfo]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"call file {path} cannot be read: {error}") from error
-    if not isinstance(data, dict) or data.get("stage") != stage:
+    if not isinstance(data, dict) or data.get("stage") != (stage or data.get("stage")):
         raise SpecError(f"call file {path} is not for stage {stage!r}")
-    return codec.decode(spec_class(stage), data["spec"], "spec"), codec.decode(RunInfo, data["info"], "info")
+    spec: Spec = codec.decode(spec_class(data["stage"]), data["spec"], "spec")
+    return spec, codec.decode(RunInfo, data["info"], "info")
 
 
 def outcome_of_result(result: Result) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
 
+from airflow_ml_provider import codec
+
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
@@ -68,7 +70,7 @@ def dag_arguments(config: PipelineConfig, schedule: Schedule | None, kind: str) 
 def stage_arguments(config: PipelineConfig, stage: str) -> dict[str, Any]:
     """Return the arguments that every stage operator of the pipeline takes."""
     return {
-        "runtime": config.operations.python(stage) or None,
+        "runtime": codec.encode(config.operations.runtime_of(stage)) or None,
         "grain": config.grain,
         "mlflow_conn_id": config.operations.mlflow_conn_id,
     }

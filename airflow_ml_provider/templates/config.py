@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.intervals import Grain
+from airflow_ml_provider.runtime import Pod
 from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
 from airflow_ml_provider.stages.features.spec import Source, Spine, Split
 from airflow_ml_provider.stages.ingest.spec import Column
@@ -101,13 +102,13 @@ class Candidate:
         engine: what trains.
         params: its settings.
         launch: processes and snapshots.
-        runtime: path of the Python that has the engine; empty takes that of the stage `train`.
+        runtime: path of the Python that has the engine, or a pod; empty takes that of the stage `train`.
     """
 
     engine: Engine
     params: Mapping[str, Any] = field(default_factory=dict)
     launch: Launch = field(default_factory=Launch)
-    runtime: str = ""
+    runtime: str | Pod = ""
 
     def __post_init__(self) -> None:
         if self.engine == "function":
@@ -217,8 +218,9 @@ class Operations:
         max_retry_delay_s: longest wait (seconds).
         timeout_s: of a task (seconds).
         mlflow_conn_id: connection to MLflow.
-        runtime: path of the Python for the stages; empty runs them in the task's process.
-        runtimes: stage to path, where a stage differs.
+        runtime: path of the Python for the stages, or a pod (its `image` and so on); empty runs them in the task's
+            process.
+        runtimes: stage to path or pod, where a stage differs.
     """
 
     owner: str = "ml"
@@ -228,8 +230,8 @@ class Operations:
     max_retry_delay_s: float = 600.0
     timeout_s: float = 3600.0
     mlflow_conn_id: str = "mlflow_default"
-    runtime: str = ""
-    runtimes: Mapping[str, str] = field(default_factory=dict)
+    runtime: str | Pod = ""
+    runtimes: Mapping[str, str | Pod] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from airflow_ml_provider.stages import STAGES
@@ -240,8 +242,8 @@ class Operations:
         if self.timeout_s <= 0:
             raise invalid("timeout_s", self.timeout_s, "greater than 0 (seconds)")
 
-    def python(self, stage: str) -> str:
-        """Return the Python of a stage; empty means the task's own process."""
+    def runtime_of(self, stage: str) -> str | Pod:
+        """Return the Python or the pod of a stage; empty means the task's own process."""
         return self.runtimes.get(stage, self.runtime)
 
 

@@ -159,7 +159,7 @@ def _candidates(config: PipelineConfig) -> list[dict[str, Any]]:
             "engine": candidate.engine,
             "engine_params": dict(candidate.params),
             "launch": codec.encode(candidate.launch),
-            "runtime": candidate.runtime or config.operations.python("train") or None,
+            "runtime": codec.encode(candidate.runtime or config.operations.runtime_of("train")) or None,
         }
         for segment in values
         for candidate in config.training.candidates

@@ -18,6 +18,8 @@ class FakeTaskInstance:
     task_id: str = "task"
     run_id: str = "run"
     map_index: int = -1
+    try_number: int = 1
+    start_date: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     dag_version_id: str | None = None
     bundle_instance: Any = None
     xcoms: dict[str, Any] = field(default_factory=dict)
@@ -59,15 +61,18 @@ def context(
         partition_key: key of a partitioned run.
         params: the run's parameters.
         cleared: the run was cleared and runs again.
-        ids: `dag_id`, `task_id`, `run_id`, `map_index`, `previous` of the task instance.
+        ids: `dag_id`, `task_id`, `run_id`, `map_index`, `try_number`, `previous` … of the task instance.
     """
     from airflow.sdk.execution_time.context import OutletEventAccessors
 
     run = SimpleNamespace(
         run_type=run_type, run_after=run_after, partition_key=partition_key, conf={}, clear_number=int(cleared)
     )
+    ti = FakeTaskInstance(**ids)
     body: dict[str, Any] = {
-        "ti": FakeTaskInstance(**ids),
+        "ti": ti,
+        "dag": SimpleNamespace(dag_id=ti.dag_id),
+        "run_id": ti.run_id,
         "dag_run": run,
         "params": params or {},
         "outlet_events": OutletEventAccessors(),

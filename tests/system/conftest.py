@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "dev-airflow"))
 
+import cluster as kubernetes  # noqa: E402
 from airflow_api import AirflowApi  # noqa: E402
 from services import Stack  # noqa: E402
 
@@ -48,6 +50,35 @@ with DAG("ordered", schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UT
         task_id="ingest", name="rows", source=os.environ["ML_LANDING"] + "/ordered_{partition}.csv",
         target=os.environ["ML_STORE"] + "/ordered", columns={"id": "int"}, wait_s=600, after_previous=True,
     )
+"""
+PODS_DAG = """\
+# An Airflow DAG with a stage in a pod.
+import json, os
+from datetime import timedelta
+from airflow.sdk import DAG
+from airflow_ml_provider import IngestOperator
+from airflow_ml_provider.runtime import Pod
+
+STORE, LANDING = os.environ["ML_STORE"], os.environ["ML_LANDING"]
+with DAG("pods", schedule=None):
+    IngestOperator(
+        task_id="ingest", name="rows", source=LANDING + "/pods.csv", target=STORE + "/pods", columns={"id": "int"},
+        retries=2, retry_delay=timedelta(seconds=1), execution_timeout=timedelta(minutes=10),
+        runtime=Pod(
+            "localhost/python:1", python=os.environ["ML_TOOLS_PYTHON"], exchange=STORE + "/exchange",
+            volumes=json.loads(os.environ["TEST_VOLUMES"]), pythonpath=(os.environ["TEST_MODULES"],),
+            env={"TEST_HOLD": STORE + "/hold"}, poll_s=1,
+        ),
+    )
+"""
+# Stands before the real module in pods of that DAG: the stage works once the file is gone.
+HELD_DUCKDB = """\
+import os, sys, time
+while os.path.exists(os.environ["TEST_HOLD"]):
+    time.sleep(0.1)
+sys.path.remove(os.path.dirname(__file__))
+del sys.modules["duckdb"]
+import duckdb
 """
 # Smaller pipelines: two scheduled days, no scheduled training, quick candidates, quick retries.
 FLIGHTS = {
@@ -127,6 +158,7 @@ def flights(tmp_path_factory):
     (dags / "flight_delay" / "strict.yaml").write_text(STRICT)
     (dags / "flight_delay_strict.py").write_text(STRICT_DAG)
     (dags / "ordered.py").write_text(ORDERED_DAG)
+    _prepare_pods(state, dags)
     _patch(dags / "flight_delay" / "pipeline.yaml", FLIGHTS)
     _patch(dags / "seattle_rain" / "pipeline.yaml", SEATTLE)
     stack = Stack(state / "stack", dags=dags, ports=(0, 0), parallelism=3)
@@ -140,6 +172,7 @@ def flights(tmp_path_factory):
                 found.ROLLBACK,
                 found.STRICT,
                 "ordered",
+                "pods",
                 "seattle_rain_scoring",
                 "seattle_rain_training",
             ]
@@ -158,3 +191,29 @@ def _patch(config: Path, changes: Mapping[str, str]) -> None:
         assert old in text, old
         text = text.replace(old, new)
     config.write_text(text)
+
+
+def _prepare_pods(state: Path, dags: Path) -> None:
+    """Let the DAG `pods` find a cluster that is started later, if there can be one, and its volumes."""
+    modules = state / "modules"
+    modules.mkdir()
+    (modules / "duckdb.py").write_text(HELD_DUCKDB)
+    (dags / "pods.py").write_text(PODS_DAG)
+    _, volumes = kubernetes.python(REPO / ".venv-ml")
+    os.environ["TEST_VOLUMES"] = json.dumps({**volumes, str(state): str(state)})
+    os.environ["TEST_MODULES"] = str(modules)
+
+
+@pytest.fixture(scope="session")
+def cluster(flights):
+    """A Kubernetes that the Airflow of `flights` is connected to."""
+    try:
+        found = kubernetes.Cluster.start()
+    except kubernetes.NoCluster as reason:
+        pytest.skip(str(reason))
+    connection = json.loads(kubernetes.connection(found.kubeconfig))
+    body = {**connection, "connection_id": "kubernetes_default", "extra": json.dumps(connection["extra"])}
+    flights.api.call("POST", "connections", body)
+    flights.api.pause("pods", False)
+    yield found
+    found.stop()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from airflow.sdk import AssetOrTimeSchedule
 
+from airflow_ml_provider import codec
+from airflow_ml_provider.runtime import InProcess, Pod
 from airflow_ml_provider.templates import load_config, rollback_dag, scoring_dag, training_dag
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -95,3 +97,18 @@ def test_one_model_without_segments(config):
     assert whole.models == ("flight_delay",)
     train = training_dag(whole, "whole").get_task("train")
     assert [c["segment"] for c in train.expand_input.value] == [{}, {}]
+
+
+def test_stages_run_in_the_pods_of_the_configuration(config):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    pod = Pod("ml/torch:3", gpus=1, volumes={"/store": "ml"}, pod_template={"spec": {"priorityClassName": "high"}})
+    operations = replace(config.operations, runtimes={"train": pod, "features": pod})
+    scoring = scoring_dag(replace(config, operations=operations), "in_pods_scoring")
+    assert scoring.get_task("features")._active == pod
+    assert scoring.get_task("score")._active == InProcess()
+    training = training_dag(replace(config, operations=operations), "in_pods_training")
+    given = training.get_task("train").expand_input.value
+    assert [codec.decode(Pod, c["runtime"]) for c in given if c["engine"] == "lightgbm"] == [pod] * 3
+    for dag in (scoring, training):
+        DagSerialization.to_dict(dag)
