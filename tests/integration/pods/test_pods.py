@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -206,3 +208,13 @@ def test_two_ranks_in_one_pod(task, spec, flights_file, tmp_path):
     info = RunInfo("dag", "task", "run", interval=Interval.from_key("2013-01-05"), reason="schedule")
     alone = Interpreter(here.pod.python).call(replace(work, output=str(tmp_path / "others")), info, {})
     assert value["model"]["digest"] == alone.model.digest
+
+
+def test_the_benchmark_runs(cluster, tmp_path, monkeypatch, capsys):
+    path = Path(__file__).parents[3] / "benchmarks" / "pods.py"
+    spec = importlib.util.spec_from_file_location("pods_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", "")  # the benchmark sets its own
+    benchmark.measure(cluster, tmp_path, 1)
+    assert "overhead" in capsys.readouterr().out
