@@ -104,13 +104,8 @@ class Registry:
                 raise
         return None if version is None else str(version)
 
-    def holder(
-        self, name: str, alias: str, at: Optional[datetime] = None, *, apart_from: str = ""
-    ) -> Optional[ModelRef]:
+    def holder(self, name: str, alias: str, at: Optional[datetime] = None) -> Optional[ModelRef]:
         """Return who holds an alias: now, by the alias itself, or for data of the moment `at`, by the journal.
-
-        Parameters:
-            apart_from: entries of the journal that this run wrote (`DAG_ID/RUN_ID`) do not count.
 
         Raises:
             IntegrityError: the journal was altered, or names another model than the version is.
@@ -118,8 +113,7 @@ class Registry:
         if at is None:
             version = self.alias(name, alias)
             return None if version is None else self.get(name, version)
-        entries = [e for e in self.journal(name, alias) if f"{e.dag_id}/{e.run_id}" != apart_from]
-        entry = journal.held(entries, at)
+        entry = journal.held(self.journal(name, alias), at)
         return None if entry is None else self.held_by(name, entry)
 
     def holders(self, name: str, alias: str, entries: Sequence[JournalEntry]) -> Holders:
