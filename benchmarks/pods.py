@@ -117,11 +117,11 @@ def prepared(running: kubernetes.Cluster, folder: Path) -> Callable[[], None]:
     def run() -> None:
         wanted = call.carrier.build_pod_request_obj(context(info.interval))
         call.outcome.unlink(missing_ok=True)
-        name = api.create_namespaced_pod("default", wanted).metadata.name
+        name = api.create_namespaced_pod(kubernetes.NAMESPACE, wanted).metadata.name
         while not call.outcome.exists():
             time.sleep(0.02)
         assert json.loads(call.outcome.read_text())["result"]["status"] == "ok"
-        threading.Thread(target=api.delete_namespaced_pod, args=(name, "default")).start()
+        threading.Thread(target=api.delete_namespaced_pod, args=(name, kubernetes.NAMESPACE)).start()
 
     return run
 

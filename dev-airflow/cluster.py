@@ -13,6 +13,8 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(os.environ.get("KUBE_SCRIPTS", REPO.parent / "shared" / "k8s"))
 CACHE = Path(os.environ.get("KUBE_CACHE", "/opt/kube-1.20"))
+STATE = Path(os.environ.get("KUBE_STATE", "/var/lib/kube-test"))
+NAMESPACE = os.environ.get("KUBE_NAMESPACE", "default")  # so that two test runs can share one cluster
 IMAGE = "localhost/python:1"
 
 
@@ -25,10 +27,11 @@ class Cluster:
 
     Parameters:
         kubeconfig: path of the administrator's kubeconfig.
+        ours: it was started here, and will be stopped.
     """
 
-    def __init__(self, kubeconfig: str) -> None:
-        self.kubeconfig = kubeconfig
+    def __init__(self, kubeconfig: str, ours: bool = True) -> None:
+        self.kubeconfig, self.ours = kubeconfig, ours
 
     @classmethod
     def start(cls) -> Cluster:
@@ -42,23 +45,30 @@ class Cluster:
         if os.geteuid():
             raise NoCluster("starting a Kubernetes needs root")
         _run("build")
-        return cls(_run("up").strip().splitlines()[-1])
+        ours = not STATE.exists()
+        cluster = cls(_run("up").strip().splitlines()[-1], ours)
+        if NAMESPACE not in [one["metadata"]["name"] for one in cluster.get("namespaces")]:
+            cluster.kubectl("create", "namespace", NAMESPACE)
+        return cluster
 
     def stop(self) -> None:
-        """Stop the cluster and take away all that it made."""
-        _run("down")
+        """Stop the cluster and take away all that it made, unless it ran before."""
+        if self.ours:
+            _run("down")
 
     def kubectl(self, *args: str, stdin: str | None = None) -> str:
         """Return what `kubectl` prints."""
-        command = [str(CACHE / "bin" / "kubectl"), "--kubeconfig", self.kubeconfig, *args]
+        command = [str(CACHE / "bin" / "kubectl"), "--kubeconfig", self.kubeconfig, "--namespace", NAMESPACE, *args]
         return subprocess.run(command, check=True, capture_output=True, text=True, input=stdin).stdout
 
-    def get(self, kind: str, namespace: str = "default") -> list[dict[str, Any]]:
+    def get(self, kind: str, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
         """Return the objects of a kind."""
-        items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-n", namespace, "-o", "json"))["items"]
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "--namespace", namespace, "-o", "json"))[
+            "items"
+        ]
         return items
 
-    def left(self, namespace: str = "default") -> list[str]:
+    def left(self, namespace: str = NAMESPACE) -> list[str]:
         """Return what stages have left in a namespace: their pods and Secrets."""
         return [
             f"{item['kind']} {item['metadata']['name']}"
@@ -75,7 +85,7 @@ def _run(script: str) -> str:
     return done.stdout
 
 
-def connection(kubeconfig: str, namespace: str = "default") -> str:
+def connection(kubeconfig: str, namespace: str = NAMESPACE) -> str:
     """Return the Airflow connection to a cluster as JSON. Where it is used, `KUBECONFIG` must not be set, too."""
     return json.dumps({"conn_type": "kubernetes", "extra": {"namespace": namespace, "kube_config_path": kubeconfig}})
 

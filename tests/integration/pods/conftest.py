@@ -156,7 +156,8 @@ def limited(cluster: kubernetes.Cluster, tmp_path: Path) -> str:
     role = (REPO / "docs" / "kubernetes" / "role.yaml").read_text()
     cluster.kubectl("apply", "-f", "-", stdin=role)
     cluster.kubectl("create", "serviceaccount", "airflow")
-    cluster.kubectl("create", "rolebinding", "airflow", "--role=airflow-ml", "--serviceaccount=default:airflow")
+    account = f"--serviceaccount={kubernetes.NAMESPACE}:airflow"
+    cluster.kubectl("create", "rolebinding", "airflow", "--role=airflow-ml", account)
 
     def token() -> str:
         secrets = [s for s in cluster.get("secrets") if s["metadata"]["name"].startswith("airflow-token")]
