@@ -123,13 +123,14 @@ class StageOperator(BaseOperator):
         return self._done(context, self._active.call(spec, self.info, env), interval)
 
     def collect(self, context: Context, event: dict[str, Any]) -> Any:
-        """Go on once the trigger has seen the pod of this task end, or has more of its log."""
+        """Go on once the trigger has seen a pod of this task end, or something else that asks for a decision."""
         with _verdicts():
             if not isinstance(self._active, Pod):
                 raise invalid("runtime", self.runtime, "a pod as long as the task's pod runs", "clear the task")
             interval = resolve_interval(context, self.grain, self.interval)
             self.info = run_info(context, interval)
-            return self._done(context, self._in_pod(self._active).finish(context, event), interval)
+            env = self.environment()
+            return self._done(context, self._in_pod(self._active).finish(context, event, env), interval)
 
     def _in_pod(self, pod: Pod) -> PodCall:
         from airflow_ml_provider.operators._pods import PodCall

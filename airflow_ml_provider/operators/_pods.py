@@ -1,29 +1,26 @@
-"""A stage in a pod, carried by KubernetesPodOperator.
+"""A stage in one pod or in several: made, found again by a retry, replaced when lost, and always removed.
 
-That one starts, watches, logs and removes the pod, and finds the one of an earlier try. This module brings the call
-there and the outcome back, through a folder that worker and pod share:
-
-    EXCHANGE/packages/DIGEST.zip     the part of this package that travels
-    EXCHANGE/calls/IDENTITY/         one folder per task instance, whatever the try; gone once its outcome was taken
-        call.json                    what the stage shall do
-        outcome.json                 its result or error, and the digest of the call that it answers
+KubernetesPodOperator composes and creates each pod, `triggers.pods` watches them while the task is deferred, and what
+is decided in between, here, stands on what the API server says (`_verdicts`) and on the outcome in the exchange folder.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred, conf
+from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from airflow_ml_provider import tables
-from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable, invalid
-from airflow_ml_provider.runtime import bundle, protocol
+from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable
+from airflow_ml_provider.operators import _manifest
+from airflow_ml_provider.operators._exchange import Exchange, exchange_root
+from airflow_ml_provider.operators._verdicts import GONE, Verdict, avoided, never_ran, overdue_s, verdict
+from airflow_ml_provider.triggers.pods import OVERDUE_S, REMOVED_IN_S, PodsTrigger, log_lines, new_lines
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -33,214 +30,312 @@ if TYPE_CHECKING:
     from airflow_ml_provider.runtime import Pod
     from airflow_ml_provider.stages import Result, Spec
 
-IDENTITY, CALL = "airflow-ml/identity", "airflow-ml/call"
-CONTAINER = "base"
 _GONE, _THERE, _FORBIDDEN = 404, 409, (401, 403)
+_TAIL = 30  # lines of a pod that ended without an outcome
 
 
 class PodCall:
-    """One task's stage in a pod.
+    """One task's stage in its pods.
 
     Parameters:
         operator: whose stage it is.
-        pod: what the pod is like.
+        pod: what a pod is like.
         info: the task.
     """
 
     def __init__(self, operator: StageOperator, pod: Pod, info: RunInfo) -> None:
-        self.operator, self.pod, self.info = operator, pod, info
-        self.exchange = _exchange(pod)
-        self.folder = self.exchange / "calls" / info.identity
-        self.call, self.outcome = self.folder / "call.json", self.folder / "outcome.json"
-        self.stage = ""
+        self.operator, self.pod, self.info, self.log = operator, pod, info, operator.log
+        self.exchange = Exchange(exchange_root(pod), info)
+        self.spec: Spec | None = None
+        self.namespace = ""
 
     def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
-        """Start the pod and defer, or go on with that of an earlier try, or return what it has left.
+        """Start the pods and defer, or go on with those of an earlier try, or return what they have left.
 
         Raises:
-            TaskDeferred: the pod runs.
+            TaskDeferred: the pods run.
         """
-        _require()
-        text, self.stage = protocol.call_text(spec, self.info), spec.stage
-        if self._same(text) and (result := self._left_behind(spec, context)):
-            return result
-        self.outcome.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tables.write_text(self.call, text)
-        if not self._package.is_file():
-            with tables.replacing(self._package) as path:
-                path.write_bytes(bundle.build())
-        with _explained(self.pod):
-            self._start(env, context)
-        namespace = self.carrier.pod.metadata.namespace
-        return self._defer(lambda: self.carrier.invoke_defer_method(context=context), spec, namespace)
+        require()
+        self.spec = spec
+        with explained(self.pod.conn_id, "pod"):
+            if self.exchange.put(spec) and (body := self.exchange.read()) and "error" not in body:
+                self.log.info("the pod of an earlier try has left its result in %s", self.exchange.outcome)
+                self._find(context)
+                return self._conclude(body)
+            self.exchange.drop_outcome()
+            try:
+                pods = self._ensure(context, env)
+            except Exception:
+                self._clean_up()
+                raise
+        timeout = self.operator.execution_timeout
+        return self._defer(pods, {"deadline": time.time() + timeout.total_seconds() if timeout else None})
 
-    def finish(self, context: Context, event: dict[str, Any]) -> Result:
-        """Take the outcome of a pod that has ended; or write what it has printed so far, and defer again.
+    def finish(self, context: Context, event: Mapping[str, Any], env: Mapping[str, str]) -> Result:
+        """Take the outcome, or replace what was lost and defer again.
 
         Raises:
-            TaskDeferred: the pod still runs.
-            StageCrashed: it ended without an outcome.
+            TaskDeferred: pods still run.
+            StageCrashed: they ended without an outcome.
+            AirflowTaskTimeout: the task's time is over.
         """
-        spec, _ = protocol.read_call(self.call)
-        self.stage = spec.stage
-        return self._defer(lambda: self.carrier.trigger_reentry(context, event), spec, event["namespace"])
+        self.spec, self.namespace = self.exchange.spec(), event["namespace"]
+        with explained(self.pod.conn_id, "pod"):
+            self._find(context)
+            logged = self._log_rest(event["logged"])
+            if body := self.exchange.read():
+                return self._conclude(body)
+            if event["status"] == "timeout":
+                self._clean_up()
+                raise AirflowTaskTimeout(
+                    f"stage {self.spec.stage!r} took longer than {self.operator.execution_timeout}"
+                )
+            if event["status"] == "error":
+                raise Unavailable(f"the cluster of connection {self.pod.conn_id!r} does not answer: {event['message']}")
+            pods = self._look_after(context, env)
+        return self._defer(pods, {"deadline": event["deadline"], "logged": logged})
 
     def cancel(self) -> None:
-        """Remove the pod; called when the task is killed."""
-        if "carrier" in self.__dict__ and self.carrier.pod is not None:
-            self._remove(self.carrier.pod.metadata.namespace, all_of_them=True)
+        """Remove the pods; called when the task is killed."""
+        if self.namespace:
+            self._clean_up()
 
     @cached_property
     def carrier(self) -> Any:
-        """The KubernetesPodOperator that carries the stage."""
-        from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-
-        return KubernetesPodOperator(**self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        pod, operator, timeout = self.pod, self.operator, self.operator.execution_timeout
-        path = ":".join([str(self._package), *pod.pythonpath])
-        return {
-            "task_id": operator.task_id,
-            "name": f"ml-{operator.task_id.replace('.', '-')}"[:200],
-            "namespace": pod.namespace or None,
-            "labels": {IDENTITY: self.info.identity, CALL: _short(self.call)},
-            "image": pod.image,
-            "base_container_name": CONTAINER,
-            "cmds": [pod.python, str(self._package)],
-            "arguments": [self.stage, "--spec", str(self.call), "--result", str(self.outcome)],
-            "env_vars": {**pod.env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            **_volumes_and_resources(pod),
-            "pod_template_dict": _template(pod),
-            "kubernetes_conn_id": pod.conn_id,
-            "deferrable": True,
-            "execution_timeout": timeout,
-            # For a pod whose worker was killed and whose task is not tried again: nobody else would end it.
-            "active_deadline_seconds": int(timeout.total_seconds() + pod.start_s) if timeout else None,
-            "startup_timeout_seconds": int(pod.start_s),
-            "schedule_timeout_seconds": int(pod.start_s),
-            "startup_check_interval_seconds": max(1, round(pod.poll_s)),
-            "poll_interval": pod.poll_s,
-            "logging_interval": round(pod.log_every_s) or None,
-            "log_pod_spec_on_failure": False,
-            "do_xcom_push": False,
-        }
+        """The KubernetesPodOperator that composes the pods."""
+        assert self.spec is not None
+        return _manifest.carrier(self.operator, self.pod, self.exchange, self.spec.stage)
 
     @property
-    def _package(self) -> Path:
-        return self.exchange / "packages" / f"{bundle.digest()}.zip"
+    def _nodes(self) -> tuple[int, int]:
+        assert self.spec is not None
+        return self.spec.nodes
 
-    def _same(self, text: str) -> bool:
-        try:
-            return self.call.read_text(encoding="utf-8") == text
-        except FileNotFoundError:
-            return False
+    def _find(self, context: Context) -> list[Any]:
+        """Return the pods of this task, whatever has become of them."""
+        if not self.namespace:
+            self.namespace = self.carrier.build_pod_request_obj(context).metadata.namespace
+        selector = f"{_manifest.IDENTITY}={self.info.identity}"
+        found: list[Any] = self.carrier.client.list_namespaced_pod(self.namespace, label_selector=selector).items
+        return found
 
-    def _left_behind(self, spec: Spec, context: Context) -> Result | None:
-        """Return the result that a pod has left when nobody was there to take it; an error is another matter."""
-        body = self._read()
-        if body is None or "error" in body:
-            return None
-        self.operator.log.info("the pod of an earlier try has left its result in %s", self.outcome)
-        with _explained(self.pod):
-            self._remove(self.carrier.build_pod_request_obj(context).metadata.namespace, all_of_them=True)
-        return self._take(body, spec)
+    def _ensure(self, context: Context, env: Mapping[str, str]) -> list[Any]:
+        """Return one pod for each node: those of an earlier try that still work, and new ones."""
+        working = {}
+        for old in self._find(context):
+            state = verdict(old)
+            ours = old.metadata.labels.get(_manifest.CALL) == self.exchange.digest
+            if ours and state.kind in ("waits", "runs"):
+                self.log.info("going on with pod %s (%s)", old.metadata.name, old.metadata.uid)
+                working[_node_of(old)] = old
+            else:
+                self._remove(old)
+        missing = [node for node in range(self._nodes[1]) if node not in working]
+        made = [self._make(context, node, env) for node in missing]
+        pods = [*working.values(), *made]
+        for pod in pods if env else ():
+            self._give(env, pod)
+        self._join(pods)
+        return pods
 
-    def _read(self) -> dict[str, Any] | None:
-        """Return the outcome that answers this very call, if there is one."""
-        try:
-            body: dict[str, Any] = json.loads(self.outcome.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return body if body.get("call") == protocol.call_digest(self.call) else None
+    def _look_after(self, context: Context, env: Mapping[str, str]) -> list[Any]:
+        """Return the pods that are still to be watched; lost ones are replaced."""
+        pods = {_node_of(pod): pod for pod in self._find(context) if self._is_ours(pod)}
+        states = {node: verdict(pod) for node, pod in pods.items()}
+        losses = _read_losses(self.exchange)
+        if failed := [node for node, state in states.items() if state.kind == "failed"]:
+            self._crash([pods[node] for node in failed], states[failed[0]].why)
+        if states.get(0, GONE).kind == "done":  # it would have written the outcome
+            self._crash([pods[0]], states[0].why)
+        watched = []
+        for node in self._expected(losses):
+            pod, state = pods.get(node), states.get(node, GONE)
+            if state.kind == "lost" or (state.kind == "leaves" and overdue_s(pod) > OVERDUE_S):
+                watched += self._replace(context, node, pod, state, losses, env)
+            elif state.kind == "waits" and self._is_late(pod):
+                self._do_without(node, pod, state, losses, working=sum(s.kind == "runs" for s in states.values()))
+            elif state.kind != "done" and pod is not None:
+                watched.append(pod)
+        self._join(watched)
+        return watched
 
-    def _take(self, body: dict[str, Any], spec: Spec) -> Result:
-        result = protocol.open_outcome(body, spec)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return result
+    def _is_ours(self, pod: Any) -> bool:
+        return bool(pod.metadata.labels.get(_manifest.CALL) == self.exchange.digest)
 
-    def _start(self, env: Mapping[str, str], context: Context) -> None:
-        """Create the pod, or find that of an earlier try; then the Secret with its connection settings.
+    def _expected(self, losses: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the numbers of the pods that there should be: all but those that were done without."""
+        without = {loss["node"] for loss in losses if loss["replaced"] is False}
+        return [node for node in range(self._nodes[1]) if node not in without]
 
-        The Secret is made after its pod, which owns it and waits for it, so that it cannot be left behind.
-        """
-        from kubernetes import client
+    def _is_late(self, pod: Any) -> bool:
+        return bool(time.time() - pod.metadata.creation_timestamp.timestamp() > self.pod.start_s)
 
-        carrier = self.carrier
-        wanted = carrier.build_pod_request_obj(context)
-        name, namespace = wanted.metadata.name, wanted.metadata.namespace
-        self._remove(namespace)
+    def _replace(
+        self, context: Context, node: int, old: Any, state: Verdict, losses: list[dict[str, Any]],
+        env: Mapping[str, str],
+    ) -> list[Any]:  # fmt: skip
+        """Return the pod in the place of one that was lost, none if there can be fewer, or fail."""
+        spent = sum(loss["replaced"] for loss in losses)
+        uid, host = (old.metadata.uid, old.spec.node_name) if old is not None else ("", "")
+        loss = {"node": node, "uid": uid, "host": host, "why": state.why, "node_s_fault": state.node_s_fault}
+        if spent >= self.pod.replacements:
+            if node == 0 or len(self._expected(losses)) <= self._nodes[0]:
+                times = f"; {spent} pods were replaced before" if spent else ""
+                self._crash([old] if old is not None else [], f"{state.why or 'a pod was lost'}{times}")
+            _note(self.exchange, losses, {**loss, "replaced": False})
+            self.log.warning("pod %d was lost and is done without: %s", node, state.why)
+            return []
+        _note(self.exchange, losses, {**loss, "replaced": True})
+        self.log.warning(
+            "pod %d was lost and is replaced (%d of %d): %s", node, spent + 1, self.pod.replacements, state.why
+        )
+        if old is not None:
+            self._remove(old, grace_s=0)
+        new = self._make(context, node, env, avoid=avoided(losses))
         if env:
-            source = client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=f"{name}-env"))
-            stage = next(container for container in wanted.spec.containers if container.name == CONTAINER)
-            stage.env_from = [*(stage.env_from or []), source]
-        try:
-            carrier.pod = carrier.get_or_create_pod(wanted, context)
-            carrier.pod = carrier.hook.get_pod(carrier.pod.metadata.name, namespace)  # with its uid
-            if env:
-                self._give(env, carrier.pod)
-        except Exception:
-            self._clean_up(namespace)
-            raise
+            self._give(env, new)
+        return [new]
+
+    def _do_without(self, node: int, pod: Any, state: Verdict, losses: list[dict[str, Any]], working: int) -> None:
+        """Go on without a pod that found no place, if that leaves enough, or fail."""
+        if node == 0 or working < self._nodes[0]:
+            self._crash([pod], state.why or f"it does not run after {self.pod.start_s:.0f} s")
+        self.log.warning("pod %d found no place and is done without: %s", node, state.why)
+        _note(self.exchange, losses, {"node": node, "uid": pod.metadata.uid, "why": state.why, "replaced": False})
+        self._remove(pod, grace_s=0)
+
+    def _make(self, context: Context, node: int, env: Mapping[str, str], avoid: Sequence[str] = ()) -> Any:
+        """Create the pod of a node."""
+        carrier = self.carrier
+        body = carrier.build_pod_request_obj(context)
+        _manifest.joined(body, node, self._nodes, self.pod, self.info)
+        _manifest.avoiding(body, avoid)
+        if env:
+            _manifest.with_secret(body, f"{body.metadata.name}-env")
+        made = carrier.pod_manager.create_pod(body)
+        self.log.info("created pod %s (%s)", made.metadata.name, made.metadata.uid)
+        return made
 
     def _give(self, env: Mapping[str, str], pod: Any) -> None:
+        """Make the Secret that a pod waits for, after the pod, which owns it, so that it cannot be left behind."""
         from kubernetes import client
 
-        owner = client.V1OwnerReference(api_version="v1", kind="Pod", name=pod.metadata.name, uid=pod.metadata.uid)
         meta = client.V1ObjectMeta(
-            name=f"{pod.metadata.name}-env", labels={IDENTITY: self.info.identity}, owner_references=[owner]
+            name=f"{pod.metadata.name}-env",
+            labels={_manifest.IDENTITY: self.info.identity},
+            annotations={_manifest.TASK: pod.metadata.annotations[_manifest.TASK]},
+            owner_references=[_manifest.owner(pod)],
         )
-        body = client.V1Secret(metadata=meta, string_data=dict(env))
+        with _unless(_THERE):  # an earlier try made it
+            self.carrier.client.create_namespaced_secret(
+                self.namespace, client.V1Secret(metadata=meta, string_data=dict(env))
+            )
+
+    def _join(self, pods: Sequence[Any]) -> None:
+        """Let several pods find each other; what that takes belongs to all of them, and goes with the last."""
+        if self._nodes == (1, 1) or not pods:
+            return
+        owners = [_manifest.owner(pod) for pod in pods]
+        body = _manifest.service(self.info, owners)
+        api = self.carrier.client
+        with _unless(_THERE) as made:
+            api.create_namespaced_service(self.namespace, body)
+        if made.refused:
+            sanitized = api.api_client.sanitize_for_serialization(owners)
+            patch = {"metadata": {"ownerReferences": sanitized}}
+            api.patch_namespaced_service(_manifest.service_name(self.info), self.namespace, patch)
+        if group := _manifest.pod_group(self.pod, self.info, self._nodes[0], owners):
+            with _unless(_THERE):
+                self.carrier.hook.custom_object_client.create_namespaced_custom_object(
+                    *_manifest.POD_GROUPS[self.pod.gang.partition(":")[0]], self.namespace, "podgroups", group
+                )
+
+    def _defer(self, pods: Sequence[Any], state: Mapping[str, Any]) -> NoReturn:
+        trigger = PodsTrigger(
+            self.namespace or pods[0].metadata.namespace, self.info.identity, [pod.metadata.uid for pod in pods],
+            self.pod.conn_id, self.pod.poll_s, self.pod.log_every_s, self.pod.start_s, **state,
+        )  # fmt: skip
+        self.operator.defer(trigger=trigger, method_name="collect")
+        raise AssertionError("a deferred task does not go on")
+
+    def _conclude(self, body: dict[str, Any]) -> Result:
+        assert self.spec is not None
+        self._clean_up()
+        return self.exchange.take(body, self.spec)
+
+    def _crash(self, pods: Sequence[Any], why: str) -> NoReturn:
+        """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
+        for pod in pods:
+            self.log.error("last lines of pod %s:", pod.metadata.name)
+            log_lines(self.log, self._lines(pod)[-_TAIL:], "")
+        self._clean_up()
+        assert self.spec is not None
+        raise StageCrashed(
+            f"the pod of stage {self.spec.stage!r} ended without a result: {why or 'no reason is known'}"
+        ) from None
+
+    def _log_rest(self, logged: str) -> str:
+        """Log what the first pod has printed since the trigger looked; return the time of its last line."""
+        first = [pod for pod in self._find({}) if self._is_ours(pod) and _node_of(pod) == 0]
+        lines = [line for pod in first for line in self._lines(pod, logged)]
+        return log_lines(self.log, lines, logged)
+
+    def _lines(self, pod: Any, after: str = "") -> list[tuple[str, str]]:
+        from kubernetes.client import ApiException
+
+        if verdict(pod).kind == "waits":
+            return []
         try:
-            self.carrier.client.create_namespaced_secret(pod.metadata.namespace, body)
-        except client.ApiException as error:
-            if error.status != _THERE:  # an earlier try made it
-                raise
+            answer = self.carrier.client.read_namespaced_pod_log(
+                pod.metadata.name, self.namespace, container=_manifest.CONTAINER, timestamps=True,
+                _preload_content=False,
+            )  # fmt: skip
+        except ApiException as error:
+            self.log.warning("the log of pod %s cannot be read: %s", pod.metadata.name, error.reason)
+            return []
+        return new_lines(answer.data.decode(errors="replace"), after)
 
-    def _remove(self, namespace: str, all_of_them: bool = False) -> None:
-        """Remove what must not be gone on with: pods of another call, as from before the task was cleared.
-
-        A pod that is on its way out is hidden from the carrier, which would take it for one that works. One that never
-        began to run needs no time to end.
-        """
-        carrier, selector = self.carrier, f"{IDENTITY}={self.info.identity}"
-        for old in carrier.client.list_namespaced_pod(namespace, label_selector=selector).items:
-            leaving, idle = bool(old.metadata.deletion_timestamp), _never_ran(old)
-            if not (leaving or all_of_them or old.metadata.labels.get(CALL) != _short(self.call)):
-                continue
-            carrier.patch_already_checked(old, reraise=False)
-            if not leaving or idle:
-                self.operator.log.info("removing pod %s", old.metadata.name)
-                _delete(carrier.client, old, grace_s=0 if idle else None)
-
-    def _defer(self, step: Callable[[], Any], spec: Spec, namespace: str) -> Result:
-        """Take a step of the carrier: it defers, or the pod has ended and its outcome is there."""
-        problem: Exception | None = None
-        try:
-            step()
-        except TaskDeferred as deferred:
-            self.operator.defer(trigger=deferred.trigger, method_name="collect", timeout=deferred.timeout)
-        except AirflowException as error:
-            problem = error
-        self._clean_up(namespace)  # the carrier leaves some, such as one whose image is not there
-        if body := self._read():
-            return self._take(body, spec)
-        raise StageCrashed(f"the pod of stage {self.stage!r} ended without a result: {self._why(problem)}") from None
-
-    def _clean_up(self, namespace: str) -> None:
+    def _clean_up(self) -> None:
         """Remove all pods of this task; if that fails, how the stage ended still says more."""
         try:
-            self._remove(namespace, all_of_them=True)
+            for pod in self._find({}):
+                self._remove(pod, grace_s=REMOVED_IN_S)
         except Exception:
-            self.operator.log.exception("pods of this task may be left in namespace %s", namespace)
+            self.log.exception("pods of this task may be left in namespace %s", self.namespace)
 
-    def _why(self, problem: Exception | None) -> str:
-        pod = self.carrier.pod
-        return "; ".join(dict.fromkeys([*_told(pod), *filter(None, [str(problem or "")])])) or "no reason is known"
+    def _remove(self, pod: Any, grace_s: int | None = None) -> None:
+        """Delete this very pod; one that never began to run, or has ended, needs no time to end."""
+        from kubernetes.client import V1DeleteOptions
+
+        idle = never_ran(pod) or pod.status.phase in ("Succeeded", "Failed")
+        if pod.metadata.deletion_timestamp and not (idle or grace_s == 0):
+            return
+        self.log.info("removing pod %s", pod.metadata.name)
+        options = V1DeleteOptions(grace_period_seconds=0 if idle else grace_s, preconditions={"uid": pod.metadata.uid})
+        with _unless(_GONE, _THERE):  # gone, or another of the same name
+            self.carrier.client.delete_namespaced_pod(pod.metadata.name, self.namespace, body=options)
 
 
-def _require() -> None:
+def _node_of(pod: Any) -> int:
+    return int(pod.metadata.labels.get(_manifest.NODE, 0))
+
+
+def _read_losses(exchange: Exchange) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(exchange.losses.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return found
+
+
+def _note(exchange: Exchange, losses: list[dict[str, Any]], loss: dict[str, Any]) -> None:
+    """Write a loss down before anything is done about it, so that no crash makes the budget last longer."""
+    losses.append(loss)
+    tables.write_text(exchange.losses, json.dumps(losses))
+
+
+def require() -> None:
+    """Raise `MissingLibrary` without the Kubernetes provider."""
     try:
         import airflow.providers.cncf.kubernetes  # noqa: F401
     except ImportError as error:
@@ -249,21 +344,24 @@ def _require() -> None:
         ) from error
 
 
-def _never_ran(pod: Any) -> bool:
-    """Return whether no container of a pod has begun."""
-    states = [container.state for container in pod.status.container_statuses or () if container.state]
-    return pod.status.phase == "Pending" and not any(state.running or state.terminated for state in states)
+class _Answer:
+    """Whether the API server refused."""
+
+    refused = False
 
 
-def _delete(client: Any, pod: Any, grace_s: int | None = None) -> None:
+@contextmanager
+def _unless(*statuses: int) -> Iterator[_Answer]:
+    """Take these answers of the API server for a fact, not for an error."""
     from kubernetes.client import ApiException
 
-    grace = {} if grace_s is None else {"grace_period_seconds": grace_s}
+    answer = _Answer()
     try:
-        client.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace, **grace)
+        yield answer
     except ApiException as error:
-        if error.status != _GONE:
+        if error.status not in statuses:
             raise
+        answer.refused = True
 
 
 def _message(body: Any) -> str:
@@ -273,13 +371,8 @@ def _message(body: Any) -> str:
         return str(body or "no message")
 
 
-def _short(call: Path) -> str:
-    """Return the beginning of a call's digest, fit for a label."""
-    return protocol.call_digest(call).partition(":")[2][:16]
-
-
 @contextmanager
-def _explained(pod: Pod) -> Iterator[None]:
+def explained(conn_id: str, what: str) -> Iterator[None]:
     """Turn what the cluster answers into errors that say whether trying again can help."""
     from kubernetes.client import ApiException
     from kubernetes.config import ConfigException
@@ -288,86 +381,13 @@ def _explained(pod: Pod) -> Iterator[None]:
     try:
         yield
     except ConfigException as error:
-        raise SpecError(f"connection {pod.conn_id!r} does not say how to reach a cluster: {error}") from error
+        raise SpecError(f"connection {conn_id!r} does not say how to reach a cluster: {error}") from error
     except ApiException as error:
         said = f"{error.status} {error.reason}: {_message(error.body)}"
         if error.status in _FORBIDDEN:
-            raise SpecError(f"connection {pod.conn_id!r} may not do this in the cluster ({said})") from error
+            raise SpecError(f"connection {conn_id!r} may not do this in the cluster ({said})") from error
         if error.status is not None and 400 <= error.status < 500 and error.status not in (_THERE, 429):
-            raise SpecError(f"the cluster does not take the pod: {said}") from error
-        raise Unavailable(f"the cluster of connection {pod.conn_id!r} answers {said}") from error
+            raise SpecError(f"the cluster does not take the {what}: {said}") from error
+        raise Unavailable(f"the cluster of connection {conn_id!r} answers {said}") from error
     except HTTPError as error:
-        raise Unavailable(f"the cluster of connection {pod.conn_id!r} does not answer: {error}") from error
-
-
-def _exchange(pod: Pod) -> Path:
-    folder = pod.exchange or conf.get("ml", "exchange", fallback="")
-    if not folder:
-        raise SpecError(
-            "a pod needs a folder that it and the worker share: set exchange of Pod(…), or [ml] exchange in Airflow's "
-            "configuration, to one below a volume of both"
-        )
-    path = tables.local_path(folder)
-    if not any(path.is_relative_to(mount) for mount in pod.volumes) and not pod.pod_template:
-        raise SpecError(f"exchange {path} is below none of the pod's volumes ({', '.join(pod.volumes) or 'none'})")
-    return path
-
-
-def _template(pod: Pod) -> dict[str, Any]:
-    """Return the pod's manifest, with a place for the stage's container.
-
-    Raises:
-        SpecError: the file cannot be read, or is no manifest.
-    """
-    body: Any = pod.pod_template or {}
-    if isinstance(body, str):
-        import yaml
-
-        try:
-            body = yaml.safe_load(tables.local_path(body).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise SpecError(f"pod_template {pod.pod_template} cannot be read: {error}") from error
-    if not isinstance(body, Mapping) or not isinstance(body.get("spec", {}), Mapping):
-        raise invalid("pod_template", body, "a pod's manifest: a mapping with metadata and spec")
-    spec = dict(body.get("spec", {}))
-    spec["containers"] = spec.get("containers") or [{"name": CONTAINER}]
-    return {**body, "spec": spec}
-
-
-def _volumes_and_resources(pod: Pod) -> dict[str, Any]:
-    """Return volumes and resources as KubernetesPodOperator takes them."""
-    from kubernetes import client
-
-    volumes, mounts = [], []
-    for number, (path, source) in enumerate(sorted(pod.volumes.items())):
-        name = f"ml-{number}"
-        mounts.append(client.V1VolumeMount(name=name, mount_path=path))
-        if source.startswith("/"):
-            volumes.append(client.V1Volume(name=name, host_path=client.V1HostPathVolumeSource(path=source)))
-        else:
-            claim = client.V1PersistentVolumeClaimVolumeSource(claim_name=source)
-            volumes.append(client.V1Volume(name=name, persistent_volume_claim=claim))
-    if pod.shm_gib:
-        memory = client.V1EmptyDirVolumeSource(medium="Memory", size_limit=f"{round(1024 * pod.shm_gib)}Mi")
-        volumes.append(client.V1Volume(name="ml-shm", empty_dir=memory))
-        mounts.append(client.V1VolumeMount(name="ml-shm", mount_path="/dev/shm"))  # noqa: S108
-    resources = client.V1ResourceRequirements(requests=pod.resources, limits=pod.resources) if pod.resources else None
-    return {"volumes": volumes, "volume_mounts": mounts, "container_resources": resources}
-
-
-def _told(pod: Any) -> Iterator[str]:
-    """Give what Kubernetes says of the end of a pod, or of why it never began."""
-    status = pod.status if pod is not None else None
-    if status is None:
-        return
-    if status.reason:  # evicted, node lost, preempted
-        yield f"{status.reason}: {status.message or 'no message'}"
-    for condition in status.conditions or ():
-        if condition.status == "False" and condition.type == "PodScheduled":
-            yield f"{condition.reason}: {condition.message}"
-    for container in status.container_statuses or ():
-        state = container.state
-        if ended := state and state.terminated:
-            yield f"{ended.reason or 'ended'}, exit code {ended.exit_code}"
-        if waiting := state and state.waiting:
-            yield ": ".join(filter(None, [waiting.reason, waiting.message]))
+        raise Unavailable(f"the cluster of connection {conn_id!r} does not answer: {error}") from error

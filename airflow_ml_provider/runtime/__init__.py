@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.runtime.interpreter import Interpreter
 from airflow_ml_provider.stages import Result, Spec
+
+_GANG = re.compile(r"(kueue:[a-z0-9.-]+|volcano(:[a-z0-9.-]+)?|coscheduling)?")
 
 __all__ = ["InProcess", "Interpreter", "Pod", "Runtime", "resolve"]
 
@@ -79,6 +82,10 @@ class Pod:
         conn_id: Airflow connection to the cluster.
         pod_template: everything else, as a pod manifest (a mapping, or the path of a YAML file): tolerations, node
             selector, service account, priority class … Its container `base` is the stage's.
+        replacements: how many pods that were preempted, evicted, deleted, killed for lack of memory or lost with their
+            node are replaced before the try fails; a program that fails by itself is not. What can be resumed is.
+        gang: have several pods start together or not at all: `kueue:QUEUE`, `volcano`, `volcano:QUEUE` or
+            `coscheduling`; empty leaves each to itself.
         start_s: the task fails when the pod has not begun to run after so many seconds.
         log_every_s: the task's log gets what the pod has printed every so many seconds; 0 at the end only.
         poll_s: the triggerer looks at the pod every so many seconds.
@@ -98,6 +105,8 @@ class Pod:
     namespace: str = ""
     conn_id: str = "kubernetes_default"
     pod_template: Union[str, Mapping[str, Any], None] = None
+    replacements: int = 3
+    gang: str = ""
     start_s: float = 600.0
     log_every_s: float = 60.0
     poll_s: float = 2.0
@@ -109,9 +118,11 @@ class Pod:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise invalid(name, value, "greater than 0")
-        for name in ("gpus", "log_every_s"):
+        for name in ("gpus", "log_every_s", "replacements"):
             if getattr(self, name) < 0:
                 raise invalid(name, getattr(self, name), "at least 0")
+        if not _GANG.fullmatch(self.gang):
+            raise invalid("gang", self.gang, "kueue:QUEUE, volcano, volcano:QUEUE, coscheduling or empty")
         for path in self.volumes:
             if not path.startswith("/"):
                 raise invalid("volumes", path, "by their path in the pod, which begins with /")

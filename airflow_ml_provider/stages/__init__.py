@@ -66,6 +66,11 @@ class Spec:
     entry: ClassVar[str]
     result: ClassVar[type[Result]]
 
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """How many pods the stage takes, at least and at most, where it runs in pods."""
+        return 1, 1
+
     def requires(self) -> dict[str, str]:
         """Return the libraries that this very spec needs: import name to the name for `pip install`."""
         return {}

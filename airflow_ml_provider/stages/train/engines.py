@@ -32,15 +32,17 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
         Unavailable: the tracking server does not answer.
         StageCrashed: a rank was killed.
     """
-    folder = package.place(spec, info)
-    with package.owned(folder):
+    from airflow_ml_provider.stages.train import launch
+
+    folder, meeting = package.place(spec, info), launch.meeting(spec)
+    if meeting and meeting.node > 0:  # the first node looks after the package
+        return launch.torchrun(spec, info, meeting)
+    with package.owned(folder, meeting.patience_s if meeting else 0):
         if package.finished(folder, spec):
             log.info("%s is complete and made from the same data and settings: nothing to do", folder)
             return package.result(folder, spec)
-        if spec.launch.processes > 1:
-            from airflow_ml_provider.stages.train import launch
-
-            return launch.torchrun(spec, info, package.beside(folder, "launch"))
+        if spec.launch.ranks > 1:
+            return launch.torchrun(spec, info, meeting)
         found = train(spec, info, Ranks())
         if found is None:
             raise RuntimeError("rank 0 gave no result")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,26 +38,38 @@ def beside(folder: Path, what: str) -> Path:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, patience_s: float = 0) -> Iterator[None]:
     """Keep others from training into `folder` meanwhile, and mend what a killed one left.
+
+    Parameters:
+        patience_s: how long to wait for another process to end, such as one in a pod that this one replaces (seconds).
 
     Raises:
         Conflict: another process, such as an earlier try that is still alive, is at it.
     """
-    import fcntl
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(beside(folder, "lock"), "w") as lock:  # the kernel lets go of it when its holder dies
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f"another process is training into {folder}; an earlier try may still be alive") from None
+        deadline = time.monotonic() + patience_s
+        while not _locked(lock):
+            if time.monotonic() >= deadline:
+                raise Conflict(f"another process is training into {folder}; an earlier try may still be alive")
+            time.sleep(0.5)
         old = beside(folder, "old")
         if old.exists() and not folder.exists():
             old.rename(folder)
-        for leftover in (beside(folder, "new"), old, beside(folder, "launch")):
+        for leftover in (beside(folder, "new"), old):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
+
+
+def _locked(lock: Any) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def finished(folder: Path, spec: TrainSpec) -> bool:

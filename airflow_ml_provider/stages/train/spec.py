@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Optional, get_args
+from typing import Any, ClassVar, Literal, Optional, Union, get_args
 
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.refs import DatasetRef, ModelRef
@@ -14,6 +14,7 @@ from airflow_ml_provider.stages import Result, Spec
 Engine = Literal["lightgbm", "sklearn", "torch", "function"]
 Encoding = Literal["auto", "ordinal", "one_hot", "indexed"]
 
+_NODES = re.compile(r"[0-9]+(:[0-9]+)?\Z")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
@@ -37,13 +38,15 @@ class Launch:
     """How many processes train together, by torchrun with the gloo back end on CPUs and NCCL on GPUs.
 
     Attributes:
-        processes: local processes; 1 trains in the stage's own process.
+        processes: local processes, on each node; 1 on one node trains in the stage's own process.
+        nodes: pods that train together, as a number, or as `FEWEST:MOST` when training may go on with fewer.
         max_restarts: how often torchrun starts all ranks again after one of them fails, resuming from the snapshot.
         snapshot_every: steps between snapshots; 0 writes one at the end of every epoch.
         keep: how many snapshots are kept.
     """
 
     processes: int = 1
+    nodes: Union[int, str] = 1
     max_restarts: int = 0
     snapshot_every: int = 0
     keep: int = 2
@@ -52,6 +55,19 @@ class Launch:
         for name, least in (("processes", 1), ("max_restarts", 0), ("snapshot_every", 0), ("keep", 1)):
             if getattr(self, name) < least:
                 raise invalid(f"launch.{name}", getattr(self, name), f"at least {least}")
+        if not _NODES.match(str(self.nodes)) or not 1 <= self.span[0] <= self.span[1]:
+            raise invalid("launch.nodes", self.nodes, "a number of 1 or more, or FEWEST:MOST such as '1:4'")
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """How many nodes there are at least and at most."""
+        fewest, _, most = str(self.nodes).partition(":")
+        return int(fewest), int(most or fewest)
+
+    @property
+    def ranks(self) -> int:
+        """How many processes there are in all when no node is missing."""
+        return self.processes * self.span[1]
 
 
 @dataclass(frozen=True)
@@ -126,8 +142,12 @@ class TrainSpec(Spec):
             raise invalid("seed", self.seed, "in [0, 2**31)")
         if (self.engine == "function") != (self.function is not None):
             raise SpecError("engine 'function' and the argument function go together; use @task.train")
-        if self.launch.processes > 1 and self.engine not in ("torch", "function"):
-            raise invalid("launch.processes", self.launch.processes, f"1 for engine {self.engine!r}")
+        if self.launch.ranks > 1 and self.engine not in ("torch", "function"):
+            raise invalid("launch", self.launch, f"one process on one node for engine {self.engine!r}")
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        return self.launch.span
 
     def requires(self) -> dict[str, str]:
         needs = {"numpy": "numpy", "pyarrow": "pyarrow", "onnx": "onnx", "onnxruntime": "onnxruntime"}
@@ -135,7 +155,7 @@ class TrainSpec(Spec):
             needs.update({"lightgbm": "lightgbm", "onnxmltools": "onnxmltools"})
         elif self.engine == "sklearn":
             needs.update({"sklearn": "scikit-learn", "skops": "skops", "skl2onnx": "skl2onnx"})
-        elif self.engine == "torch" or self.launch.processes > 1:
+        elif self.engine == "torch" or self.launch.ranks > 1:
             needs.update({"torch": "torch", "safetensors": "safetensors", "onnxscript": "onnxscript"})
         if self.experiment:
             needs["mlflow"] = "mlflow-skinny"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +19,9 @@ from airflow_ml_provider.stages.train import engines, launch
 from airflow_ml_provider.stages.train.run import Ranks
 from airflow_ml_provider.stages.train.spec import TrainSpec
 
+# What the transports say when the other side is gone.
+_AWAY = ("connection", "peer", "timed out", "timeout", "remote process", "socket", "broken pipe", "aborted")
+
 
 def main(folder: Path) -> int:
     """Train as the rank that torchrun says; leave the result, or the error, in `folder`."""
@@ -27,6 +31,7 @@ def main(folder: Path) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s\t%(name)s\t%(message)s")
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     path = folder / f"outcome-{ranks.rank}.json"
+    failures = _failures(path)
     path.unlink(missing_ok=True)  # of the time before a restart
     call = json.loads((folder / launch.CALL).read_text(encoding="utf-8"))
     spec, info = codec.decode(TrainSpec, call["spec"], "spec"), codec.decode(RunInfo, call["info"], "info")
@@ -35,7 +40,12 @@ def main(folder: Path) -> int:
         result = engines.train(spec, info, ranks)
     except Exception as error:  # noqa: BLE001 - the stage raises it, with its traceback
         # Before the others lose their connection to this rank, and fail of that.
-        tables.write_text(path, json.dumps({"error": _told(error)}))
+        lost = _lost(error)
+        failures += not lost
+        told = {**_told(error), "rank": ranks.rank, "lost": lost, "failures": failures}
+        tables.write_text(path, json.dumps({"error": told}))
+        if failures > spec.launch.max_restarts:  # torchrun would also restart it in place of a node's loss
+            os.kill(int(os.environ[launch.LAUNCHER]), signal.SIGTERM)
         return 1
     if result is not None:
         tables.write_text(path, json.dumps({"result": codec.encode(result)}, allow_nan=False))
@@ -60,6 +70,23 @@ def _join(ranks: Ranks) -> None:
     distributed.init_process_group(
         "nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank, world_size=ranks.world_size
     )
+
+
+def _failures(outcome: Path) -> int:
+    """Return how often this rank has failed by its own fault before."""
+    try:
+        return int(json.loads(outcome.read_text(encoding="utf-8"))["error"]["failures"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _lost(error: Exception) -> bool:
+    """Return whether it is another rank that failed, so that this one could no longer reach it."""
+    from torch import distributed
+
+    words = str(error).lower()
+    far = isinstance(error, distributed.DistError) or "gloo" in words or "nccl" in words
+    return far and any(word in words for word in _AWAY)
 
 
 def _told(error: Exception) -> dict[str, Any]:

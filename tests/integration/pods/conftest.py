@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from airflow_ml_provider.intervals import Interval  # noqa: E402
 from airflow_ml_provider.operators._base import StageOperator  # noqa: E402
 from airflow_ml_provider.operators.ingest import IngestOperator  # noqa: E402
 from airflow_ml_provider.runtime import Pod  # noqa: E402
+from airflow_ml_provider.stages import load  # noqa: E402
 from airflow_ml_provider.testing.context import context  # noqa: E402
 
 _there = REPO / "tests" / "unit" / "stages" / "train" / "conftest.py"
@@ -88,12 +90,23 @@ class Task:
         raise AssertionError(f"it did not defer, but returned {value}")
 
     def end(self, deferred: Any, operator: StageOperator | None = None, **ids: Any) -> Any:
-        """Wait as the triggerer does, go on as a worker does, and return the task's XCom."""
+        """Wait as the triggerer does and go on as a worker does, until the task is done; return its XCom."""
+        from airflow.sdk.exceptions import TaskDeferred
+
+        while True:
+            try:
+                return self.go_on(deferred, operator, **ids)
+            except TaskDeferred as again:
+                deferred = again
+
+    def go_on(self, deferred: Any, operator: StageOperator | None = None, **ids: Any) -> Any:
+        """Wait for one event of the trigger, and let the task go on with it."""
+        path, arguments = deferred.trigger.serialize()
 
         async def first() -> Any:
-            return (await anext(deferred.trigger.run())).payload
+            return (await anext(load(":".join(path.rsplit(".", 1)))(**arguments).run())).payload
 
-        event = asyncio.run(first())
+        event = json.loads(json.dumps(asyncio.run(first())))
         return getattr(operator or self.operator(), deferred.method_name)(context(DAY, **ids), event)
 
     def run(self, **ids: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("airflow.providers.cncf.kubernetes")
 pytest.importorskip("duckdb")
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_ml_provider.exceptions import StageCrashed, Unavailable
 from airflow_ml_provider.intervals import Interval
@@ -91,20 +92,46 @@ def test_an_error_of_the_stage_is_raised_as_in_process(task):
         here.end(deferred)
 
 
-def test_what_exceeds_its_memory_says_so(task, modules):
-    here = task(memory_gib=0.125, pythonpath=(modules(GREEDY),))
-    with pytest.raises(StageCrashed, match=r"'ingest' ended without a result: .*OOMKilled, exit code 137"):
+def test_what_exceeds_its_memory_is_replaced_and_then_says_so(task, modules):
+    here = task(memory_gib=0.125, pythonpath=(modules(GREEDY),), replacements=1)
+    told = r"'ingest' ended without a result: OOMKilled, exit code 137; 1 pods were replaced before"
+    with pytest.raises(StageCrashed, match=told):
         here.run()
 
 
-def test_a_pod_that_is_deleted_is_a_crash_and_the_next_try_starts_another(task, modules):
+def test_a_pod_that_is_deleted_is_replaced_without_a_retry(task, modules):
     here = task(pythonpath=(modules(SLOW.replace("600", "30")),))
-    deferred = here.begin()
+    deferred = here.begin(here.operator(connected=True))
     first = here.running()
     here.cluster.kubectl("delete", "pod", first["metadata"]["name"], "--grace-period=0", "--force")
-    with pytest.raises(StageCrashed, match="without a result"):
-        here.end(deferred)
-    assert here.run(try_number=2)["status"] == "ok"
+    with pytest.raises(TaskDeferred) as again:
+        here.go_on(deferred, here.operator(connected=True))
+    assert uid(here.running()) != uid(first)
+    assert here.end(again.value, here.operator(connected=True))["status"] == "ok"
+
+
+def test_a_program_that_fails_is_not_replaced(task, modules):
+    here = task(pythonpath=(modules("import os\nprint('so long', flush=True)\nos._exit(3)\n"),))
+    with pytest.raises(StageCrashed, match=r"Error, exit code 3$"):
+        here.run()
+
+
+def test_a_task_whose_time_is_over_leaves_nothing(task, modules, wait):
+    here = task(pythonpath=(modules(SLOW),))
+    operator = here.operator()
+    operator.execution_timeout = timedelta(seconds=6)
+    deferred = here.begin(operator)
+    here.running()
+    with pytest.raises(AirflowTaskTimeout, match="stage 'ingest' took longer than 0:00:06"):
+        here.end(deferred, operator)
+    wait(lambda: not here.cluster.left(), 15)
+
+
+def test_what_the_pod_prints_is_in_the_log(task, modules, capsys):
+    here = task(pythonpath=(modules(SLOW.replace("600", "50")),), log_every_s=2)
+    here.run()
+    said = capsys.readouterr().out
+    assert all(said.count(f"tick {i} ") + said.count(f"tick {i}\x1b") == 1 for i in (0, 20, 49)), said
 
 
 def test_a_pod_that_never_fits_fails_with_the_scheduler_s_reason(task):

@@ -95,7 +95,8 @@ def stage_process(spec, tmp_path):
         "--result",
         str(result),
     ]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # The folder is what its processes are known by.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "TMPDIR": str(tmp_path)}
     with open(tmp_path / "stage.log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
