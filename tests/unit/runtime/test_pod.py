@@ -15,6 +15,8 @@ from airflow_ml_provider.runtime import InProcess, Pod, resolve
         ({"start_s": -1}, "start_s must be greater than 0"),
         ({"gpus": -1}, "gpus must be at least 0"),
         ({"volumes": {"data": "claim"}}, "begins with /"),
+        ({"replacements": -1}, "replacements must be at least 0"),
+        ({"gang": "kueue"}, "gang must be kueue:QUEUE"),
     ],
 )
 def test_wrong_settings(settings, message):
