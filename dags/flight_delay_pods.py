@@ -1,9 +1,9 @@
 """Airflow DAG: the network of the flights pipeline, trained on two pods of a Kubernetes cluster; runs by hand.
 
-Nothing but where it trains differs from `flight_delay_training.py`. `./dev-airflow/pods` runs it on a Kubernetes of this
-machine; on yours it needs the connection `kubernetes_default`, and from the environment of Airflow: `ML_POD_IMAGE`,
-`ML_POD_PYTHON` when it is not `python3`, and `ML_POD_VOLUMES`, a JSON object of paths to claims, one of them with the
-store.
+Nothing but where it trains differs from `flight_delay_training.py`. `./dev-airflow/pods` runs it on a Kubernetes of
+this machine. On yours it needs the connection `kubernetes_default`, and from the environment of Airflow:
+`ML_POD_IMAGE`, `ML_POD_PYTHON` when it is not `python3`, and `ML_POD_VOLUMES`, a JSON object of paths to claims, one of
+them with the store.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def on_pods(stack: Stack) -> None:
     if run["state"] != "success":
         raise SystemExit(f"the run is {run['state']}")
     (model,) = api.xcom(PODS, run_id, "winners")
-    say(f"the model: {model['name'] if 'name' in model else model}; left in the cluster: {cluster.left() or 'nothing'}")
+    say(f"the model: {model.get('name', model)}; left in the cluster: {cluster.left() or 'nothing'}")
 
 
 class Demo:
