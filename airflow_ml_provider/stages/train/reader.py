@@ -1,8 +1,8 @@
 """Rows from Parquet files that do not fit into memory: to every rank its part, shuffled, and resumable at any batch.
 
 Row groups are the unit. Their sizes stand in the files' footers, so every rank knows without reading which batches
-there are, and a resumed reader goes to its place without replaying what came before. That is why this is not torchdata's
-StatefulDataLoader, which keeps the state of its workers, and of one number of ranks.
+there are, and a resumed reader goes to its place without replaying what came before. That is why this is not
+torchdata's StatefulDataLoader, which keeps the state of its workers, and of one number of ranks.
 """
 
 from __future__ import annotations

@@ -178,8 +178,8 @@ class Run:
         """Return a torch module as all ranks train it together; make its optimiser afterwards.
 
         Parameters:
-            shard: which submodules are sharded over the ranks, and the module itself with them (FSDP2): a class, a tuple
-                of classes or a function of a module. None replicates it (DDP). One rank alone does neither.
+            shard: which submodules are sharded over the ranks, and the module itself with them (FSDP2): a class, a
+                tuple of classes or a function of a module. None replicates it (DDP). One rank alone does neither.
             precision: with `bf16` a sharded module computes in bfloat16 and adds up gradients in float32.
             checkpoint: which submodules compute their activations again instead of keeping them.
         """
