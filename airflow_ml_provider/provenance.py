@@ -28,6 +28,7 @@ class RunInfo:
         reason: why the run was started.
         trigger: what exactly started it: asset names, the user of a manual run; empty when there is nothing to add.
         cleared: the run was cleared and runs again.
+        clear_number: how often it was cleared; equal for all tries in between.
         code_version: commit of the DAG bundle; none where the bundle has no versions.
         dag_version: version that Airflow gave to the shape of the DAG.
     """
@@ -40,6 +41,7 @@ class RunInfo:
     reason: Reason = "manual"
     trigger: str = ""
     cleared: bool = False
+    clear_number: int = 0
     code_version: Optional[str] = None
     dag_version: Optional[str] = None
 

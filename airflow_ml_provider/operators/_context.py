@@ -64,6 +64,7 @@ def run_info(context: Context | Mapping[str, Any], interval: Interval) -> RunInf
         reason=_REASONS.get(run_type, "manual"),
         trigger=_trigger(ctx, run_type),
         cleared=bool(getattr(dag_run, "clear_number", 0)),
+        clear_number=int(getattr(dag_run, "clear_number", 0) or 0),
         code_version=str(bundle.version) if bundle is not None and bundle.version else None,
         dag_version=str(dag_version) if dag_version else None,
     )

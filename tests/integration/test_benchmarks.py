@@ -16,6 +16,7 @@ SMALL = {
     "drift": ("--rows", "20000"),
     "score": ("--rows", "20000", "--repeat", "1"),
     "slices": ("--rows", "20000", "--resamples", "20"),
+    "trainer": ("--width", "16", "--rows", "8", "--steps", "4", "--every", "2", "--repeat", "1"),
 }
 NEEDS = {
     "airflow_cost": ("airflow",),
@@ -23,6 +24,7 @@ NEEDS = {
     "drift": ("scipy",),
     "score": ("lightgbm", "mlflow", "onnxmltools", "pandas"),
     "slices": ("sklearn",),
+    "trainer": ("torch", "safetensors"),
 }
 
 

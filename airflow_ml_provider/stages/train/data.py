@@ -43,6 +43,12 @@ class Rows:
         return _EPOCH + timedelta(microseconds=int(self.times[-1]))
 
 
+def paths(dataset: DatasetRef) -> list[Path]:
+    """Return the Parquet files of a data set, unchecked."""
+    path = tables.local_path(dataset.uri)
+    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+
+
 def files(dataset: DatasetRef) -> list[Path]:
     """Return the Parquet files of a data set, checked against its digest.
 
@@ -50,8 +56,7 @@ def files(dataset: DatasetRef) -> list[Path]:
         DataError: there is none.
         IntegrityError: their content is not what the ref names.
     """
-    path = tables.local_path(dataset.uri)
-    found = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    path, found = tables.local_path(dataset.uri), paths(dataset)
     if not found:
         raise DataError(f"training rows {dataset.name!r}: there is no Parquet file at {dataset.uri}")
     digests = [tables.file_digest(file) for file in found]

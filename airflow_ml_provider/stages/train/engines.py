@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
@@ -38,7 +40,7 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
     if meeting and meeting.node > 0:  # the first node looks after the package
         return launch.torchrun(spec, info, meeting)
     with package.owned(folder, meeting.patience_s if meeting else 0):
-        if package.finished(folder, spec):
+        if package.finished(folder, spec, info):
             log.info("%s is complete and made from the same data and settings: nothing to do", folder)
             return package.result(folder, spec)
         if spec.launch.ranks > 1:
@@ -59,17 +61,31 @@ def train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Optional[TrainResult]
     folder = package.place(spec, info)
     origin = _origin(spec, info)
     if ranks.rank > 0:
-        fit(_run_of(spec, rows, pre, ranks, folder, Tracker()))
+        with _going(_run_of(spec, info, rows, pre, ranks, Tracker())) as training:
+            fit(training)
         return None
     with tracking(spec, info, origin, _params(spec, pre, rows)) as tracker:
-        training = _run_of(spec, rows, pre, ranks, folder, tracker)
-        model = native.of(fit(training), len(pre.features))
+        with _going(_run_of(spec, info, rows, pre, ranks, tracker)) as training:
+            fitted = fit(training)
+        model = native.of(fitted, len(pre.features))
         origin = replace(origin, environment=provenance.environment({*model.libraries, *_modules(spec)}))
         manifest = package.write(folder, spec, rows, training, model, origin, tracker.tracked)
         # The run ends before the package is in place: a kill in between has the retry do both again.
         tracker.finish(manifest.metrics, {"airflow_ml.trained_until": manifest.trained_until.isoformat()})
         package.commit(folder)
+        training.forget()
     return replace(package.result(folder, spec), resumed_from=training.resumed_from)
+
+
+@contextmanager
+def _going(training: Run) -> Iterator[Run]:
+    """Give a training; afterwards its last snapshot is written, whether it failed or not."""
+    try:
+        yield training
+    except BaseException:
+        training.close(failed=True)
+        raise
+    training.close()
 
 
 def _fit(spec: TrainSpec) -> Callable[[Run], Any]:
@@ -94,7 +110,7 @@ def _encoding(spec: TrainSpec) -> preprocess.Encoding:
 
 
 def _run_of(
-    spec: TrainSpec, rows: data.Rows, pre: preprocess.Preprocessor, ranks: Ranks, folder: Any, tracker: Tracker
+    spec: TrainSpec, info: RunInfo, rows: data.Rows, pre: preprocess.Preprocessor, ranks: Ranks, tracker: Tracker
 ) -> Run:
     randomness.seed(spec.seed, ranks.rank)
     return Run(
@@ -105,25 +121,28 @@ def _run_of(
         seed=spec.seed,
         ranks=ranks,
         snapshots=Snapshots(
-            folder / package.SNAPSHOTS,
-            logic.recipe(spec),
+            package.snapshots(spec, info),
+            logic.snapshot_recipe(spec),
             keep=spec.launch.keep,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            seed=spec.seed,
         ),
         log=tracker.log,
         before_snapshot=tracker.flush,
+        files=data.paths(spec.dataset),
     )
 
 
 def _origin(spec: TrainSpec, info: RunInfo) -> Provenance:
+    mark = logic.clear_mark(spec, info)
     extra = {"function": codec.digest(spec.function.source)} if spec.function else {}
     return Provenance(
         code=provenance.code(info, **extra),
         data={spec.dataset.name: spec.dataset.digest},
         environment=provenance.environment(_modules(spec)),
         randomness={"seed": spec.seed},
-        why=provenance.why(info),
+        why={**provenance.why(info), **({"cleared": mark} if mark else {})},
     )
 
 

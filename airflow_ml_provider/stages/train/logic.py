@@ -11,7 +11,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import DataError, unknown_name
 from airflow_ml_provider.models import SCORE, InputType
 from airflow_ml_provider.provenance import RunInfo
-from airflow_ml_provider.stages.train.spec import TrainSpec
+from airflow_ml_provider.stages.train.spec import Launch, TrainSpec
 
 # What names inside of the exported graph begin with (see export.py).
 _TAKEN = ("pre/", "model/", "post/")
@@ -35,9 +35,28 @@ def identity(spec: TrainSpec, info: RunInfo) -> str:
 def recipe(spec: TrainSpec) -> str:
     """Return the digest of everything that decides what the model will be.
 
-    Where the rows lie and where the package goes is not part of it.
+    Where the rows lie, where the package goes and how it is kept going is not part of it. The number of ranks is: sums
+    have another order.
     """
-    return codec.digest(replace(spec, output="", dataset=replace(spec.dataset, uri="")))
+    return _digest(spec, Launch(processes=spec.launch.ranks))
+
+
+def snapshot_recipe(spec: TrainSpec) -> str:
+    """Return the recipe without the number of ranks: a training goes on with more or fewer of them."""
+    return _digest(spec, Launch())
+
+
+def _digest(spec: TrainSpec, launch: Launch) -> str:
+    return codec.digest(replace(spec, output="", dataset=replace(spec.dataset, uri=""), launch=launch))
+
+
+def clear_mark(spec: TrainSpec, info: RunInfo) -> str:
+    """Return what tells a training that begins anew after a clear from those before it; empty where that is no matter.
+
+    It is the same for all tries of the cleared run: what they have written is gone on with.
+    """
+    number = max(info.clear_number, int(info.cleared))
+    return f"cleared-{number}" if number and spec.launch.after_clear == "fresh" else ""
 
 
 def choose_inputs(spec: TrainSpec, types: Mapping[str, str]) -> dict[str, InputType]:

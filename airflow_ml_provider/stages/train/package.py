@@ -22,7 +22,7 @@ from airflow_ml_provider.stages.train.run import Run
 from airflow_ml_provider.stages.train.spec import TrainResult, TrainSpec
 from airflow_ml_provider.stages.train.tracking import Tracked
 
-SNAPSHOTS, TRACKING = "snapshots", "tracking.json"
+SNAPSHOTS, TRACKING, PERFORMANCE = "snapshots", "tracking.json", "performance.json"
 _SAMPLE = 1000
 
 
@@ -30,6 +30,16 @@ def place(spec: TrainSpec, info: RunInfo) -> Path:
     """Return the folder of a training's package: the same for all tries, another one for every task instance."""
     root = tables.local_path(spec.output).absolute()
     return root / logic.model_name(spec.name, spec.segment) / logic.identity(spec, info)
+
+
+def snapshots(spec: TrainSpec, info: RunInfo) -> str:
+    """Return where the snapshots of a training lie: the same for all tries."""
+    mark = logic.clear_mark(spec, info)
+    name = f"{SNAPSHOTS}-{mark}" if mark else SNAPSHOTS
+    if spec.launch.snapshots is None:
+        return str(place(spec, info) / name)
+    model = logic.model_name(spec.name, spec.segment)
+    return "/".join([spec.launch.snapshots.rstrip("/"), model, logic.identity(spec, info), name])
 
 
 def beside(folder: Path, what: str) -> Path:
@@ -72,10 +82,16 @@ def _locked(lock: Any) -> bool:
     return True
 
 
-def finished(folder: Path, spec: TrainSpec) -> bool:
-    """Whether `folder` holds a whole package that was made from the same data by the same settings."""
+def finished(folder: Path, spec: TrainSpec, info: RunInfo) -> bool:
+    """Whether `folder` holds a whole package that was made from the same data by the same settings.
+
+    One of before a clear does not count where `launch.after_clear` is `fresh`.
+    """
     try:
         manifest = models.read_manifest(folder)
+        mark = logic.clear_mark(spec, info)
+        if mark and manifest.provenance.why.get("cleared") != mark:
+            return False
         return manifest.recipe == logic.recipe(spec) and bool(models.package_digest(folder))
     except DataError:
         return False
@@ -108,6 +124,9 @@ def write(
     (aside / models.PREPROCESS).write_text(text, encoding="utf-8")
     if tracked:
         (aside / TRACKING).write_text(json.dumps(codec.encode(tracked), indent=1), encoding="utf-8")
+    if run.performance:
+        # Not in the manifest: the same model is made at another speed.
+        (aside / PERFORMANCE).write_text(json.dumps(run.performance, indent=1), encoding="utf-8")
     _write_rows(aside, spec, run, scores)
     _write_reference(aside, spec, rows)
     manifest = Manifest(
@@ -162,15 +181,21 @@ def result(folder: Path, spec: TrainSpec) -> TrainResult:
             "run": {"provenance": codec.encode(manifest.provenance), "model": codec.encode(model)},
         },
         model=model,
+        performance=_json(folder / PERFORMANCE),
     )
 
 
 def _links(folder: Path) -> Mapping[str, str]:
+    link = _json(folder / TRACKING).get("link")
+    return {"mlflow": link} if link else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        link = json.loads((folder / TRACKING).read_text(encoding="utf-8"))["link"]
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return {"mlflow": link} if link else {}
+    return found
 
 
 def _write_rows(aside: Path, spec: TrainSpec, run: Run, scores: Any) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 import sys
-from typing import Any
+from typing import Any, Optional
 
 _PYTHON, _NUMPY = 628, 627  # words of each part of the vector; torch's follow
 
 
-def seed(seed: int, rank: int = 0) -> None:
-    """Seed everything random, differently for every rank."""
+def seed(seed: int, rank: int = 0, step: Optional[int] = None) -> None:
+    """Seed everything random, differently for every rank.
+
+    Parameters:
+        step: where a rank joins a training that has begun; none at the beginning.
+    """
     import numpy as np
 
-    words = np.random.SeedSequence([seed, rank]).generate_state(3)
+    words = np.random.SeedSequence([seed, rank] if step is None else [seed, step, rank]).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
     if "torch" in sys.modules:

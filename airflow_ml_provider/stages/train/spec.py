@@ -13,6 +13,7 @@ from airflow_ml_provider.stages import Result, Spec
 
 Engine = Literal["lightgbm", "sklearn", "torch", "function"]
 Encoding = Literal["auto", "ordinal", "one_hot", "indexed"]
+AfterClear = Literal["resume", "fresh"]
 
 _NODES = re.compile(r"[0-9]+(:[0-9]+)?\Z")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -43,6 +44,11 @@ class Launch:
         max_restarts: how often torchrun starts all ranks again after one of them fails, resuming from the snapshot.
         snapshot_every: steps between snapshots; 0 writes one at the end of every epoch.
         keep: how many snapshots are kept.
+        snapshots: root folder or URI for snapshots (`s3://bucket/snapshots`, whatever fsspec reaches), under which each
+            training has a folder of its own; none keeps them in the folder of the package.
+        after_clear: a cleared task goes on from snapshots and package of before (`resume`), or does not use them and
+            begins anew (`fresh`); its own retries resume either way.
+        price_per_hour: what one rank costs in an hour, in any currency, for the cost of a million samples.
     """
 
     processes: int = 1
@@ -50,8 +56,15 @@ class Launch:
     max_restarts: int = 0
     snapshot_every: int = 0
     keep: int = 2
+    snapshots: Optional[str] = None
+    after_clear: AfterClear = "resume"
+    price_per_hour: Optional[float] = None
 
     def __post_init__(self) -> None:
+        if self.after_clear not in get_args(AfterClear):
+            raise unknown_name("launch.after_clear", str(self.after_clear), get_args(AfterClear))
+        if self.price_per_hour is not None and self.price_per_hour < 0:
+            raise invalid("launch.price_per_hour", self.price_per_hour, "0 or more")
         for name, least in (("processes", 1), ("max_restarts", 0), ("snapshot_every", 0), ("keep", 1)):
             if getattr(self, name) < least:
                 raise invalid(f"launch.{name}", getattr(self, name), f"at least {least}")
@@ -77,10 +90,13 @@ class TrainResult(Result):
     Attributes:
         model: the model package (see `airflow_ml_provider.models`), not registered yet.
         resumed_from: step of the snapshot that training went on from; none when it started afresh.
+        performance: how fast it was: `samples_per_s`, `straggler_ratio` and more. Not part of what is compared: the
+            same model is made at another speed.
     """
 
     model: Optional[ModelRef] = None
     resumed_from: Optional[int] = None
+    performance: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class _Training:
         import torch
 
         self.run, self.settings = run, settings
-        self.device = _device(run)
+        self.device = run.device
         pre = run.preprocessor
         torch.manual_seed(run.seed)  # all ranks begin with the same weights
         self.net = network(
@@ -131,7 +131,7 @@ class _Training:
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, settings.learning_rate, total_steps=settings.epochs * self.steps_per_epoch
         )
-        self.step = 0
+        self.trainer = run.trainer(self.model, self.optimizer, self.scheduler)
         self.progress: dict[str, Any] = {"loss": 0.0, "best": math.inf, "best_epoch": -1, "stale": 0}
         self.best: dict[str, Any] = {}
 
@@ -143,27 +143,25 @@ class _Training:
             epoch, position = divmod(self.step, self.steps_per_epoch)
             for chosen in self.run.batches(epoch, settings.batch_size)[position:]:
                 self._learn(chosen)
-                self.step += 1
                 if self.step % self.steps_per_epoch == 0:
                     self._end_epoch(epoch)
-                if self.run.due(self.step, self.steps_per_epoch):
-                    self._snapshot()
+                self.trainer.keep(self.steps_per_epoch, progress=dict(self.progress), best=self.best)
+        self.trainer.report()
         self.net.load_state_dict(self.best)
         self.run.log("best_epoch", self.progress["best_epoch"])
         return self.net.cpu().eval()
 
+    @property
+    def step(self) -> int:
+        return self.trainer.steps
+
     def _learn(self, chosen: Any) -> None:
         import torch
 
-        self.model.train()
         index = torch.from_numpy(chosen).to(self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(self.model(self.rows[index]), self.labels[index])
-        loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
+        loss = self.trainer.step((self.rows[index], self.labels[index]), _loss)
         # Of all ranks, at every step: a snapshot in the middle of an epoch then knows the others' part.
-        self.progress["loss"] += self._sum(loss.detach()) / self.run.world_size
+        self.progress["loss"] += self.run.sum(loss) / self.run.world_size
 
     def _end_epoch(self, epoch: int) -> None:
         progress = self.progress
@@ -190,40 +188,24 @@ class _Training:
                 total += torch.nn.functional.binary_cross_entropy_with_logits(
                     self.net(part).double(), truth.double(), reduction="sum"
                 )
-        return self._sum(total) / len(self.run.validation)
-
-    def _sum(self, value: Any) -> float:
-        if self.run.world_size > 1:
-            from torch import distributed
-
-            distributed.all_reduce(value)
-        return float(value.item())
-
-    def _snapshot(self) -> None:
-        self.run.snapshot(
-            self.step,
-            model=self.net,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
-            progress=dict(self.progress),
-            best=self.best,
-        )
+        return self.run.sum(total) / len(self.run.validation)
 
     def _resume(self) -> None:
-        found = self.run.resume()
-        if found is None:
-            return
-        self.step = found["step"]
-        self.net.load_state_dict(found["model"])
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.scheduler.load_state_dict(found["scheduler"])
-        self.progress, self.best = found["progress"], found["best"]
+        found = self.trainer.resume()
+        if found["step"]:
+            self.progress, self.best = found["progress"], found["best"]
 
     def _tensors(self, part: Part, share: slice) -> tuple[Any, Any]:
         import torch
 
         matrix, labels = (torch.from_numpy(values[share]).to(self.device) for values in part.numpy())
         return matrix, labels
+
+
+def _loss(model: Any, batch: tuple[Any, Any]) -> Any:
+    import torch
+
+    return torch.nn.functional.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
 
 
 def native(model: Any, features: int) -> Native:
@@ -306,10 +288,3 @@ def _reproducible(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-
-
-def _device(run: Run) -> Any:
-    import torch
-
-    on_gpu = torch.cuda.is_available() if run.world_size == 1 else torch.distributed.get_backend() == "nccl"
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")

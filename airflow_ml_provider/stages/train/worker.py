@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def main(folder: Path) -> int:
     call = json.loads((folder / launch.CALL).read_text(encoding="utf-8"))
     spec, info = codec.decode(TrainSpec, call["spec"], "spec"), codec.decode(RunInfo, call["info"], "info")
     try:
-        _join(ranks)
+        ranks = replace(ranks, store=_join(ranks))
         result = engines.train(spec, info, ranks)
     except Exception as error:  # noqa: BLE001 - the stage raises it, with its traceback
         # Before the others lose their connection to this rank, and fail of that.
@@ -53,8 +54,8 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _join(ranks: Ranks) -> None:
-    """Make this process one of the group."""
+def _join(ranks: Ranks) -> Any:
+    """Make this process one of the group; return the store of this attempt."""
     import torch
     from torch import distributed
 
@@ -68,6 +69,7 @@ def _join(ranks: Ranks) -> None:
     distributed.init_process_group(
         "nccl" if on_gpus else "gloo", store=store, rank=ranks.rank, world_size=ranks.world_size
     )
+    return store
 
 
 def _failures(outcome: Path) -> int:

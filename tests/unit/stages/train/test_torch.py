@@ -128,9 +128,9 @@ class TestTraining:
         steps = []
         save = Snapshots.save
 
-        def recording(self, step, state):
+        def recording(self, step, state, **how):
             steps.append((step, state["progress"]["stale"]))
-            save(self, step, state)
+            save(self, step, state, **how)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(snapshots.Snapshots, "save", recording)
