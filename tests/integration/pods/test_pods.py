@@ -130,9 +130,11 @@ def test_a_task_whose_time_is_over_leaves_nothing(task, modules, wait):
 def test_a_result_of_two_megabytes(task, modules):
     telling = (
         "from dataclasses import replace\n"
-        "from airflow_ml_provider.runtime import protocol\n"
-        "small = protocol.outcome_of_result\n"
-        "protocol.outcome_of_result = lambda result: small(replace(result, reason='long ' * 400_000))\n"
+        "from airflow_ml_provider import codec\n"
+        "encode = codec.encode\n"
+        "def wordy(value):\n"
+        "    return encode(replace(value, reason='long ' * 400_000) if hasattr(value, 'reason') else value)\n"
+        "codec.encode = wordy\n"
     )
     value = task(pythonpath=(modules(telling),)).run()
     assert value["reason"] == "long " * 400_000
