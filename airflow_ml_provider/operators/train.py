@@ -34,10 +34,11 @@ class TrainOperator(StageOperator):
         timestamp: column with the time of a row; the newest rows are the validation rows.
         features: columns to learn from; empty takes all but `exclude`, label, timestamp and the segment's columns.
         exclude: columns that identify rows and are never learnt from.
-        engine: `lightgbm`, `sklearn` or `torch`.
+        engine: `lightgbm`, `sklearn`, `torch`, or `command` for a script of your own.
         engine_params: settings of the engine. (`params` is Airflow's own argument, for the parameters of a run.)
         segment: column values that this model is for; rows that differ are left out.
-        launch: processes and snapshots, for engine `torch`: a `Launch` or a mapping of its fields.
+        command: script and arguments, for engine `command`; what it finds and must leave is told in the documentation.
+        launch: processes and snapshots, for engines `torch` and `command`: a `Launch` or a mapping of its fields.
         validation: share of the newest training rows that is used for early stopping and the operating point.
         seed: seed of everything random.
         experiment: MLflow experiment; none trains without tracking.
@@ -46,7 +47,8 @@ class TrainOperator(StageOperator):
 
     template_fields: Sequence[str] = (
         *StageOperator.template_fields, "name", "dataset", "output_root", "label_column", "timestamp", "features",
-        "exclude", "engine", "engine_params", "segment", "launch", "validation", "seed", "experiment", "encoding",
+        "exclude", "engine", "engine_params", "segment", "command", "launch", "validation", "seed", "experiment",
+        "encoding",
     )  # fmt: skip
     uses_mlflow: ClassVar[bool] = True
 
@@ -63,6 +65,7 @@ class TrainOperator(StageOperator):
         engine: Engine = "lightgbm",
         engine_params: Mapping[str, Any] | None = None,
         segment: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
         launch: Launch | Mapping[str, Any] | None = None,
         validation: float = 0.15,
         seed: int = 0,
@@ -81,6 +84,7 @@ class TrainOperator(StageOperator):
         self.engine = engine
         self.engine_params = engine_params or {}
         self.segment = segment or {}
+        self.command = command
         self.launch = launch or {}
         self.validation = validation
         self.seed = seed
@@ -114,6 +118,7 @@ class TrainOperator(StageOperator):
             params=dict(self.engine_params),
             segment={str(column): str(value) for column, value in self.segment.items()},
             function=function,
+            command=names(self.command),
             launch=codec.decode(Launch, self.launch, "launch"),
             validation=_number("validation", self.validation, float),
             seed=_number("seed", self.seed, int),

@@ -111,8 +111,9 @@ class Candidate:
     runtime: str | Pod = ""
 
     def __post_init__(self) -> None:
-        if self.engine == "function":
-            raise invalid("engine", self.engine, "lightgbm, sklearn or torch", "a function of yours takes @task.train")
+        if self.engine in ("function", "command"):
+            hint = "a function of yours takes @task.train, a script TrainOperator"
+            raise invalid("engine", self.engine, "lightgbm, sklearn or torch", hint)
 
 
 @dataclass(frozen=True)

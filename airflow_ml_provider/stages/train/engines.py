@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from airflow_ml_provider.stages.train.tracking import Tracker, tracking
 log = logging.getLogger(__name__)
 
 _MODULES = {name: f"airflow_ml_provider.stages.train.{name}" for name in ("lightgbm", "sklearn", "torch")}
-_ENCODINGS: dict[str, preprocess.Encoding] = {"lightgbm": "ordinal", "torch": "indexed", "function": "one_hot"}
+_ENCODINGS: dict[str, preprocess.Encoding] = {"lightgbm": "ordinal", "torch": "indexed"}  # the others get one_hot
 
 
 def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
@@ -37,13 +38,17 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
     from airflow_ml_provider.stages.train import launch
 
     folder, meeting = package.place(spec, info), launch.meeting(spec)
+    ranked = spec.launch.ranks > 1 and spec.engine != "command"  # which starts the ranks of its script itself
     if meeting and meeting.node > 0:  # the first node looks after the package
-        return launch.torchrun(spec, info, meeting)
+        if ranked:
+            return launch.torchrun(spec, info, meeting)
+        train(spec, info, Ranks(meeting.node, spec.launch.span[1]))
+        raise SystemExit(0)
     with package.owned(folder, meeting.patience_s if meeting else 0):
         if package.finished(folder, spec, info):
             log.info("%s is complete and made from the same data and settings: nothing to do", folder)
             return package.result(folder, spec)
-        if spec.launch.ranks > 1:
+        if ranked:
             return launch.torchrun(spec, info, meeting)
         found = train(spec, info, Ranks())
         if found is None:
@@ -53,7 +58,7 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
 
 def train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Optional[TrainResult]:
     """Train as one of the ranks; rank 0 packages the model and returns the result, the others return none."""
-    fit = _fit(spec)
+    fit = _fit(spec, info)
     rows = data.load(spec)
     encoding = _encoding(spec)
     learnt = rows.table.slice(0, rows.split), rows.labels[: rows.split]
@@ -74,6 +79,7 @@ def train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Optional[TrainResult]
         tracker.finish(manifest.metrics, {"airflow_ml.trained_until": manifest.trained_until.isoformat()})
         package.commit(folder)
         training.forget()
+        shutil.rmtree(package.beside(folder, "command"), ignore_errors=True)
     return replace(package.result(folder, spec), resumed_from=training.resumed_from)
 
 
@@ -88,7 +94,14 @@ def _going(training: Run) -> Iterator[Run]:
     training.close()
 
 
-def _fit(spec: TrainSpec) -> Callable[[Run], Any]:
+def _fit(spec: TrainSpec, info: RunInfo) -> Callable[[Run], Any]:
+    if spec.engine == "command":
+        from airflow_ml_provider.stages.train import command
+
+        # Settings of another time, or before a clear that begins anew, have snapshots of their own.
+        part = codec.digest([logic.recipe(spec), logic.clear_mark(spec, info)]).partition(":")[2][:16]
+        place = package.beside(package.place(spec, info), "command") / part
+        return lambda run: command.fit(run, spec, place)
     if spec.function is not None:
         from airflow_ml_provider.stages.train import function
 
@@ -106,7 +119,7 @@ def _encoding(spec: TrainSpec) -> preprocess.Encoding:
         from airflow_ml_provider.stages.train import sklearn
 
         return sklearn.encoding(spec.params)
-    return _ENCODINGS[spec.engine]
+    return _ENCODINGS.get(spec.engine, "one_hot")
 
 
 def _run_of(

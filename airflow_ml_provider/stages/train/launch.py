@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, Optional
 
 from airflow_ml_provider import codec
@@ -95,8 +96,24 @@ def torchrun(spec: TrainSpec, info: RunInfo, meeting: Optional[Meeting] = None) 
         command = [sys.executable, "-m", __name__, str(os.getpid()), *_arguments(spec, meeting)]
         # Of the ranks of a node the log has the first, the files have all.
         command += ["--tee=3", "--local-ranks-filter=0", f"--log-dir={folder / 'logs'}", "-m", WORKER, name]
-        code, tail = _until_joined(command, folder, meeting)
+        code, tail = _until_joined(command, meeting)
         return _result(spec, folder, code, tail)
+
+
+def script(
+    spec: TrainSpec, meeting: Optional[Meeting], module: list[str], env: Mapping[str, str]
+) -> tuple[int, deque[str]]:
+    """Run a module with its arguments as every rank of this node; return the exit code and the last lines.
+
+    One rank alone needs no torchrun.
+    """
+    if spec.launch.ranks == 1:
+        launcher = {LAUNCHER: str(os.getpid())}
+        return _run([sys.executable, "-u", "-m", *module], {**env, **launcher})
+    with tempfile.TemporaryDirectory(prefix="airflow-ml-launch-") as name:
+        command = [sys.executable, "-m", __name__, str(os.getpid()), *_arguments(spec, meeting)]
+        command += ["--tee=3", "--local-ranks-filter=0", f"--log-dir={name}", "-m", *module]
+        return _until_joined(command, meeting, env)
 
 
 def _arguments(spec: TrainSpec, meeting: Optional[Meeting]) -> list[str]:
@@ -116,11 +133,13 @@ def _arguments(spec: TrainSpec, meeting: Optional[Meeting]) -> list[str]:
     ]  # fmt: skip
 
 
-def _until_joined(command: list[str], folder: Path, meeting: Optional[Meeting]) -> tuple[int, deque[str]]:
+def _until_joined(
+    command: list[str], meeting: Optional[Meeting], env: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, deque[str]]:
     """Run torchrun, again and again as long as it is other nodes that it lost; return its exit code and last lines."""
     while True:
         begun = time.monotonic()
-        code, tail = _run(command)
+        code, tail = _run(command, env)
         if meeting is None or code != _REJOIN or time.monotonic() - begun > meeting.patience_s:
             return code, tail
         log.warning("the other nodes were lost; joining them again when they are replaced")
@@ -152,7 +171,7 @@ def _error(told: Mapping[str, Any]) -> Exception:
     )
 
 
-def _run(command: list[str]) -> tuple[int, deque[str]]:
+def _run(command: list[str], own: Mapping[str, str]) -> tuple[int, deque[str]]:
     """Run `command` with its output in the log; return its exit code and last lines."""
     tail: deque[str] = deque(maxlen=_TAIL)
     env = {
@@ -165,6 +184,7 @@ def _run(command: list[str]) -> tuple[int, deque[str]]:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        **own,
     }
     process = subprocess.Popen(
         command, env=env, text=True, errors="replace", start_new_session=True,

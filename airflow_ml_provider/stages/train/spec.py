@@ -11,7 +11,7 @@ from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
 from airflow_ml_provider.refs import DatasetRef, ModelRef
 from airflow_ml_provider.stages import Result, Spec
 
-Engine = Literal["lightgbm", "sklearn", "torch", "function"]
+Engine = Literal["lightgbm", "sklearn", "torch", "function", "command"]
 Encoding = Literal["auto", "ordinal", "one_hot", "indexed"]
 AfterClear = Literal["resume", "fresh"]
 
@@ -113,11 +113,13 @@ class TrainSpec(Spec):
             Text columns are categorical.
         exclude: columns that identify rows and are never learnt from.
         engine: `lightgbm`, `sklearn` (logistic regression or `params.estimator`), `torch` (a network for tables),
-            `function` (the user's).
+            `function` (the user's), `command` (a script of the user's).
         params: settings of the engine.
         segment: column values that this model is for; rows that differ are left out.
         function: the user's function, for engine `function`.
-        launch: processes and snapshots, for engines `torch` and `function`.
+        command: the user's script and its arguments, or `-m`, a module and its arguments, for engine `command`; see
+            `airflow_ml_provider.stages.train.command` for what it finds and what it must leave.
+        launch: processes and snapshots, for engines `torch`, `function` and `command`.
         validation: share of the newest training rows that is used for early stopping and the operating point.
         seed: seed of everything random.
         experiment: MLflow experiment; none trains without tracking.
@@ -140,6 +142,7 @@ class TrainSpec(Spec):
     params: Mapping[str, Any] = field(default_factory=dict)
     segment: Mapping[str, str] = field(default_factory=dict)
     function: Optional[Function] = None
+    command: tuple[str, ...] = ()
     launch: Launch = field(default_factory=Launch)
     validation: float = 0.15
     seed: int = 0
@@ -158,8 +161,10 @@ class TrainSpec(Spec):
             raise invalid("seed", self.seed, "in [0, 2**31)")
         if (self.engine == "function") != (self.function is not None):
             raise SpecError("engine 'function' and the argument function go together; use @task.train")
+        if (self.engine == "command") != bool(self.command) or self.command == ("-m",):
+            raise SpecError("engine 'command' and the argument command go together: a script, or -m and a module")
         for name, most in (("processes", self.launch.processes), ("nodes", self.launch.span[1])):
-            if most > 1 and self.engine not in ("torch", "function"):
+            if most > 1 and self.engine not in ("torch", "function", "command"):
                 raise invalid(f"launch.{name}", getattr(self.launch, name), f"1 for engine {self.engine!r}")
 
     @property
