@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import time
 from dataclasses import replace
 
 import pytest
@@ -71,6 +73,7 @@ def fit(run, steps: int, pause_s: float):
     import time
     import torch
 
+    print("here we go", flush=True)
     torch.manual_seed(run.seed)
     net = torch.nn.Sequential(torch.nn.Linear(len(run.features), 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     model = run.parallel(net)
@@ -111,6 +114,18 @@ def slowly(training, launch, steps=200, pause_s=0.05, **pod):
     return training(launch, params={}, engine="function", function=function, pod=pod)
 
 
+def node(here, number):
+    pods = [pod for pod in here.pods() if pod["metadata"]["labels"]["airflow-ml/node"] == str(number)]
+    return pods[0]["metadata"]["name"]
+
+
+def printed(here):
+    try:
+        return here.cluster.kubectl("logs", node(here, 0))
+    except subprocess.CalledProcessError:  # it has not begun
+        return ""
+
+
 def newest(here):
     return max((int(path.name[5:]) for path in here.folder.glob("models/*/*/snapshots/step=*")), default=0)
 
@@ -124,8 +139,7 @@ def test_any_pod_may_be_killed_at_any_step_five_times(training, tmp_path, wait):
         seen = newest(here)
         wait(lambda seen=seen: newest(here) >= seen + chance.randrange(10, 30), 120, "no progress")
         victim = chance.choice([0, 1]) if kill else 0
-        pods = [pod for pod in here.pods() if pod["metadata"]["labels"]["airflow-ml/node"] == str(victim)]
-        here.cluster.kubectl("delete", "pod", pods[0]["metadata"]["name"], "--grace-period=0", "--force")
+        here.cluster.kubectl("delete", "pod", node(here, victim), "--grace-period=0", "--force")
         victims.append(victim)
         with pytest.raises(TaskDeferred) as again:
             here.go_on(deferred, here.given(work))
@@ -133,6 +147,20 @@ def test_any_pod_may_be_killed_at_any_step_five_times(training, tmp_path, wait):
     value = here.end(deferred, here.given(work))
     assert value["resumed_from"], victims
     assert value["model"]["digest"] == alone(here, work, tmp_path), victims
+
+
+@pytest.mark.parametrize("launch", [Launch(nodes=2, snapshot_every=1000), Launch(processes=2, snapshot_every=1000)])
+def test_a_pod_that_is_asked_to_end_takes_a_last_snapshot(training, tmp_path, wait, launch):
+    """As before a preemption; no other snapshot is due, so without it training would begin anew."""
+    here, work = slowly(training, launch, steps=200)
+    deferred = here.begin(here.given(work))
+    wait(lambda: "[rank 0] here we go" in printed(here), 60, "no rank prints")
+    time.sleep(1)
+    here.cluster.kubectl("delete", "pod", node(here, launch.span[1] - 1), "--wait=false")
+    wait(lambda: newest(here), 30, "no snapshot")
+    value = here.end(deferred, here.given(work))
+    assert 0 < value["resumed_from"] < 200
+    assert value["model"]["digest"] == alone(here, work, tmp_path)
 
 
 def test_the_error_of_the_rank_that_failed_first_is_told(training):
@@ -149,8 +177,7 @@ def test_training_goes_on_with_fewer_pods_when_it_may(training, wait):
     here, work = slowly(training, launch, replacements=0)
     deferred = here.begin(here.given(work))
     wait(lambda: newest(here) >= 20, 120, "no progress")
-    second = next(pod for pod in here.pods() if pod["metadata"]["labels"]["airflow-ml/node"] == "1")
-    here.cluster.kubectl("delete", "pod", second["metadata"]["name"], "--grace-period=0", "--force")
+    here.cluster.kubectl("delete", "pod", node(here, 1), "--grace-period=0", "--force")
     assert here.end(deferred, here.given(work))["status"] == "ok"
 
 
