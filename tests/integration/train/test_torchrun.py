@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,26 @@ def test_killed_with_all_its_ranks_and_tried_again(torch_spec, whole, tmp_path):
     found = stages.run(spec, INFO)
     assert found.resumed_from >= victim
     assert found.resumed_from % 7 == 0
+    assert found.model.digest == whole.model.digest
+    assert found.metrics == whole.metrics
+
+
+def test_sigterm_of_the_stage_takes_a_snapshot_on_all_ranks(torch_spec, whole, tmp_path):
+    spec = torch_spec(launch=Launch(processes=2, snapshot_every=2))
+    folder = package.place(spec, INFO)
+    with stage_process(spec, tmp_path) as process:
+        wait_until(lambda: any(step >= 7 for step in steps_of(folder)), "a snapshot from step 7 on")
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert process.wait(60) == 143
+        took = time.monotonic() - begun
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    assert took < 20, "the ranks did not end by themselves"  # they are given 25 s before they are killed
+    log = (tmp_path / "stage.log").read_text()
+    (step,) = re.findall(r"ended after the snapshot of step (\d+): this process got SIGTERM", log)
+    assert max(steps_of(folder)) == int(step), log
+    found = stages.run(torch_spec(), INFO)
+    assert found.resumed_from == int(step)
     assert found.model.digest == whole.model.digest
     assert found.metrics == whole.metrics
 
