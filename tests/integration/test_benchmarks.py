@@ -16,7 +16,7 @@ SMALL = {
     "drift": ("--rows", "20000"),
     "score": ("--rows", "20000", "--repeat", "1"),
     "slices": ("--rows", "20000", "--resamples", "20"),
-    "trainer": ("--width", "16", "--rows", "8", "--steps", "4", "--every", "2", "--repeat", "1"),
+    "trainer": ("--width", "16", "--rows", "8", "--every", "10", "--repeat", "1"),
 }
 NEEDS = {
     "airflow_cost": ("airflow",),
