@@ -17,8 +17,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ def compare(run: Run, args: argparse.Namespace) -> None:
         print(f"torch {torch.__version__}, {run.world_size} ranks, model of {size:.0f} MB, {args.rows} rows a rank")
         for name, taken in times.items():
             before = times["by hand" if name == "kit" else "kit"]
-            ratio = statistics.median(a / b for a, b in zip(taken, before)) if name != "by hand" else 1
+            ratio = statistics.median(a / b for a, b in zip(taken, before, strict=True)) if name != "by hand" else 1
             step = statistics.median(taken)
             shown = " ".join(f"{t * 1e3:.1f}" for t in taken)
             print(f"{name:20} {step * 1e3:7.2f} ms/step, {ratio:.3f} x of the line before ({shown})")

@@ -270,6 +270,55 @@ def test_user_function_with_two_ranks(spec):
     assert codec.encode(first)["status"] == "ok"
 
 
+SHARDED = """
+def fit(run, epochs):
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU())
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    def network():
+        parts = [torch.nn.Linear(len(run.features), 16), *(Block() for _ in range(2)), torch.nn.Linear(16, 1)]
+        return torch.nn.Sequential(*parts).to(run.device)
+
+    def loss(model, batch):
+        return torch.nn.functional.binary_cross_entropy_with_logits(model(batch[0]).squeeze(1), batch[1])
+
+    x, y = (torch.from_numpy(part).to(run.device) for part in run.train.numpy())
+    torch.manual_seed(run.seed)
+    model = run.parallel(network(), shard=Block, precision="bf16", checkpoint=Block)
+    trainer = run.trainer(model, torch.optim.AdamW(model.parameters(), lr=0.01), precision="bf16", clip=1.0)
+    trainer.resume()
+    steps = len(run.batches(0, 1024))
+    while trainer.steps < epochs * steps:
+        epoch, position = divmod(trainer.steps, steps)
+        for rows in run.batches(epoch, 1024)[position:]:
+            trainer.step((x[rows], y[rows]), loss)
+            trainer.keep(steps)
+    trainer.report()
+    whole = network().cpu()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if run.rank == 0:
+        whole.load_state_dict(state)
+    return whole
+"""
+
+
+def test_user_function_that_shards_with_the_trainer(spec):
+    """The example of the documentation."""
+    function = Function("fit", SHARDED, {"epochs": 8})
+    found = stages.run(spec(engine="function", function=function, launch=Launch(processes=2)), INFO)
+    assert found.metrics["onnx_max_difference"] < 1e-5
+    assert found.metrics["validation_auc"] > 0.55
+    assert found.performance["samples_per_s"] > 0
+
+
 def test_user_function_that_fails_on_one_rank(spec):
     source = "def fit(run):\n    if run.rank == 1:\n        raise ValueError('no rows for me')\n    run.snapshot(1)\n"
     function = Function("fit", source)

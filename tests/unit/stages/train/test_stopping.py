@@ -88,7 +88,7 @@ class TestRanks:
         for step in (1, 2, 3):
             due = [rank.due(step) for rank in ranks]
         assert all(due)
-        for rank, whose in zip(ranks, ("this process", "another rank")):
+        for rank, whose in zip(ranks, ("this process", "another rank"), strict=False):
             with pytest.raises(SystemExit) as ended:
                 rank.end()
             assert ended.value.code == EXIT
