@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -37,6 +38,8 @@ def test_all_benchmarks_are_here() -> None:
 def test_runs(name: str) -> None:
     if missing := [module for module in NEEDS[name] if find_spec(module) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", *SMALL[name]], capture_output=True, text=True)
+    command = [sys.executable, BENCHMARKS / f"{name}.py", *SMALL[name]]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
