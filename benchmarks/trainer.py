@@ -1,18 +1,23 @@
 """What the trainer kit costs over a loop by hand, and a snapshot over none.
 
-    .venv-ml/bin/python benchmarks/trainer.py [--width 1024] [--rows 512] [--steps 100] [--every 50] [--repeat 3]
+    .venv-ml/bin/python -m torch.distributed.run --standalone --nproc-per-node=2 benchmarks/trainer.py
+        [--width 1024] [--rows 96] [--every 50] [--repeat 9]
 
 One training under `python`, or several ranks under `torchrun`: a perceptron with AdamW, its loop written by hand with
-DDP and by the kit, in turn, without snapshots; then the kit with a snapshot every so many steps. Medians of the
-repeats; then what a resumed training needs from its beginning to its first step.
+DDP, by the kit, and by the kit with a snapshot every so many steps. They take turns, a fifth of the time between two
+snapshots each, so that whatever else the machine does meets all of them; the turn with a snapshot ends when it is
+written. Medians of such times, and of their ratios. Then what a resumed training needs to its first step, beside the
+loading of the snapshot.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +27,70 @@ from airflow_ml_provider.stages.train.run import Run
 from airflow_ml_provider.stages.train.spec import Launch
 from airflow_ml_provider.stages.train.standalone import training
 
+Step = Callable[[Any, Any], None]
+_PARTS = 5
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, value in (("width", 1024), ("rows", 512), ("steps", 100), ("every", 50), ("repeat", 3)):
+    for name, value in (("width", 1024), ("rows", 96), ("every", 50), ("repeat", 9)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, training(str(Path(folder) / "s"), launch=Launch(keep=1)) as run:
-        x, y = torch.randn(args.rows, args.width), torch.randn(args.rows)
-        times: dict[str, list[float]] = {"by hand": [], "kit": [], "kit with snapshots": []}
-        for _ in range(args.repeat):
-            times["by hand"].append(by_hand(run, args, x, y))
-            times["kit"].append(by_kit(run, args, x, y, 0))
-            times["kit with snapshots"].append(by_kit(run, args, x, y, args.every))
-        run._snapshots.finish()
+    shared = os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid()))  # a folder of all ranks
+    place, world = Path(tempfile.gettempdir()) / f"benchmark-trainer-{shared}", int(os.environ.get("WORLD_SIZE", "1"))
+    with training(str(place), launch=Launch(processes=world, keep=1)) as run:
+        compare(run, args)
+        run.sum(0.0)  # all have read it
+        run.forget()
+
+
+def compare(run: Run, args: argparse.Namespace) -> None:
+    x, y = torch.randn(args.rows, args.width), torch.randn(args.rows)
+    plain, kit, keeping = by_hand(run, args), by_kit(run, args, 0), by_kit(run, args, args.every)
+    ways = {"by hand": plain, "kit": kit, "kit with snapshots": keeping}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        for _ in range(max(args.every // 2, 3)):  # the first ones also arrange memory
+            way(x, y)
+    size = max(args.every // _PARTS, 1)
+    for turn in range(args.repeat):
+        names = list(ways)[turn % 3 :] + list(ways)[: turn % 3]
+        taken = dict.fromkeys(ways, 0.0)
+        for name in names * _PARTS:
+            began = time.perf_counter()
+            for _ in range(size):
+                ways[name](x, y)
+            run._snapshots.finish()
+            run.sum(0.0)  # so that all ranks are done
+            taken[name] += time.perf_counter() - began
+        for name, total in taken.items():
+            times[name].append(total / size / _PARTS)
+    found = resumed(run, args, x, y)
+    if run.rank == 0:
+        size = sum(p.numel() for p in network(run, args).parameters()) * 4 / 1e6
+        print(f"torch {torch.__version__}, {run.world_size} ranks, model of {size:.0f} MB, {args.rows} rows a rank")
+        for name, taken in times.items():
+            before = times["by hand" if name == "kit" else "kit"]
+            ratio = statistics.median(a / b for a, b in zip(taken, before, strict=True)) if name != "by hand" else 1
+            step = statistics.median(taken)
+            shown = " ".join(f"{t * 1e3:.1f}" for t in taken)
+            print(f"{name:20} {step * 1e3:7.2f} ms/step, {ratio:.3f} x of the line before ({shown})")
+        print("resumed: {:.2f} s to load, {:.2f} s besides to the end of the first step".format(*found))
+
+
+def resumed(run: Run, args: argparse.Namespace, x: Any, y: Any) -> tuple[float, float]:
+    """Return the medians of what loading takes, and of the rest to the end of the first step."""
+    loads, rests = [], []
+    for _ in range(3):
         began = time.perf_counter()
         trainer = made(run, args)
+        loading = time.perf_counter()
         trainer.resume()
+        loads.append(time.perf_counter() - loading)
         trainer.step((x, y), loss)
-        resumed = time.perf_counter() - began
-        if run.rank == 0:
-            size = sum(p.numel() for p in trainer.model.parameters()) * 4 / 1e6
-            print(f"torch {torch.__version__}, {run.world_size} ranks, model of {size:.0f} MB, {args.rows} rows a rank")
-            for name, found in times.items():
-                step = statistics.median(found)
-                print(f"{name:20} {step * 1e3:7.2f} ms/step {args.rows * run.world_size / step:9.0f} samples/s", found)
-            print(f"{'resumed first step':20} {resumed:7.2f} s")
+        rests.append(time.perf_counter() - began - loads[-1])
+    return statistics.median(loads), statistics.median(rests)
 
 
 def loss(model: Any, batch: Any) -> Any:
@@ -57,24 +99,24 @@ def loss(model: Any, batch: Any) -> Any:
 
 def network(run: Run, args: argparse.Namespace) -> Any:
     torch.manual_seed(1)
-    hidden = [torch.nn.Linear(args.width, args.width), torch.nn.ReLU()]
-    return torch.nn.Sequential(*hidden, *[torch.nn.Linear(args.width, args.width)] * 1, torch.nn.Linear(args.width, 1))
+    hidden = [part for _ in range(3) for part in (torch.nn.Linear(args.width, args.width), torch.nn.ReLU())]
+    return torch.nn.Sequential(*hidden, torch.nn.Linear(args.width, 1))
 
 
-def by_hand(run: Run, args: argparse.Namespace, x: Any, y: Any) -> float:
+def by_hand(run: Run, args: argparse.Namespace) -> Step:
     net = network(run, args)
     model = torch.nn.parallel.DistributedDataParallel(net) if run.world_size > 1 else net
     optimizer = torch.optim.AdamW(model.parameters())
     model.train()
-    for step in range(args.steps + 3):
-        if step == 3:  # the first ones also arrange memory
-            began = time.perf_counter()
+
+    def step(x: Any, y: Any) -> None:
         found = loss(model, (x, y))
         found.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         found.item()
-    return (time.perf_counter() - began) / args.steps
+
+    return step
 
 
 def made(run: Run, args: argparse.Namespace) -> Any:
@@ -82,14 +124,14 @@ def made(run: Run, args: argparse.Namespace) -> Any:
     return run.trainer(model, torch.optim.AdamW(model.parameters()))
 
 
-def by_kit(run: Run, args: argparse.Namespace, x: Any, y: Any, every: int) -> float:
+def by_kit(run: Run, args: argparse.Namespace, every: int) -> Step:
     trainer = made(run, args)
-    for step in range(args.steps + 3):
-        if step == 3:
-            began = time.perf_counter()
+
+    def step(x: Any, y: Any) -> None:
         trainer.step((x, y), loss)
         trainer.keep(every)
-    return (time.perf_counter() - began) / args.steps
+
+    return step
 
 
 if __name__ == "__main__":

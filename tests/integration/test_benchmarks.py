@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ SMALL = {
     "drift": ("--rows", "20000"),
     "score": ("--rows", "20000", "--repeat", "1"),
     "slices": ("--rows", "20000", "--resamples", "20"),
-    "trainer": ("--width", "16", "--rows", "8", "--steps", "4", "--every", "2", "--repeat", "1"),
+    "trainer": ("--width", "16", "--rows", "8", "--every", "10", "--repeat", "1"),
 }
 NEEDS = {
     "airflow_cost": ("airflow",),
@@ -37,6 +38,8 @@ def test_all_benchmarks_are_here() -> None:
 def test_runs(name: str) -> None:
     if missing := [module for module in NEEDS[name] if find_spec(module) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", *SMALL[name]], capture_output=True, text=True)
+    command = [sys.executable, BENCHMARKS / f"{name}.py", *SMALL[name]]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

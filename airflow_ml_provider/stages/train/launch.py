@@ -229,8 +229,10 @@ def _stop(process: subprocess.Popen[str]) -> None:
     """End torchrun, which ends its ranks; they also end by themselves when it is gone."""
     if process.poll() is None:
         process.terminate()
+        # What the ranks say meanwhile is read, or a full pipe would hold torchrun up.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_S)
+            for line in process.communicate(timeout=_GRACE_S)[0].splitlines():
+                _log(line)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -12,7 +12,8 @@ class Meter:
     """Counts the steps of one rank; `report` puts those of all ranks together.
 
     Ranks that add up gradients wait for each other, so their steps take equally long. What tells a slow one is its busy
-    time: what it computes and reads by itself before that, from the end of the step before.
+    time: what it computes within the step before that. Reading between the steps is in `step_s` alone, and where FSDP2
+    gathers parameters the ranks wait for each other while they are busy, which makes them look more alike.
 
     Parameters:
         price_per_hour: of one rank.
@@ -29,6 +30,7 @@ class Meter:
         Parameters:
             samples: rows of this rank.
             busy_s: what it computed before it waited for others.
+            now: by `time.perf_counter`.
         """
         self._steps += 1
         self._samples += samples

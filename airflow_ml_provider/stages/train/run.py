@@ -212,7 +212,7 @@ class Run:
         state is copied, and written while the training goes on.
 
         Raises:
-            SystemExit: 143; this process got SIGTERM, and the snapshot is written.
+            SystemExit: 143; this process or another rank got SIGTERM, and the snapshot is written.
         """
         last = self._stopping.at is not None and step >= self._stopping.at
         self._before_snapshot()

@@ -1,4 +1,4 @@
-"""SIGTERM, the notice before a kill: all ranks agree on a step, take a snapshot there, and the told one ends."""
+"""SIGTERM, the notice before a kill: all ranks agree on a step, take a snapshot there, and end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from datetime import timedelta
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,18 @@ class Stopping:
             self.at = self._agreed(step)
         return self.at is not None and step >= self.at
 
-    def end(self) -> None:
-        """End this process if it was told to; the snapshot is written.
+    def end(self) -> NoReturn:
+        """End this process; the snapshot is written.
+
+        So do the ranks that were not told: the next collective call would only have them wait for one that is gone,
+        with NCCL until they are killed.
 
         Raises:
             SystemExit: 143, as a process that SIGTERM ends.
         """
-        if self.told:
-            log.warning("ended by SIGTERM after a snapshot")
-            raise SystemExit(EXIT)
-        self.at, self._store = None, None  # the others go on, for as long as they can
+        whose = "this process" if self.told else "another rank"
+        log.warning("ended after the snapshot of step %d: %s got SIGTERM", self.at or 0, whose)
+        raise SystemExit(EXIT)
 
     def close(self) -> None:
         """Set the handler that was there before."""

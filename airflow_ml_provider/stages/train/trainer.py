@@ -54,17 +54,20 @@ class Trainer:
         began = time.perf_counter()
         self.model.train()
         rows = _rows(batch)
-        parts = min(self.micro_steps, rows)
+        # The same on all ranks, whatever rows each has: FSDP2 gathers parameters in every one.
+        parts = self.micro_steps if self.run.world_size > 1 else min(self.micro_steps, rows)
         share, loss = self._weight(rows), None
         for i in range(parts):
             first, last = rows * i // parts, rows * (i + 1) // parts
+            weight = (last - first) / rows
+            if first == last:  # fewer rows than micro steps: any row, of no weight
+                last = first + 1
             piece = batch if parts == 1 else _slice(batch, first, last)
             with parallel.accumulating(self.model, i < parts - 1):
                 with parallel.autocast(self.run.device, self.precision):
                     mean = loss_fn(self.model, piece)
                 if i == parts - 1:
                     busy = time.perf_counter() - began  # what follows waits for the other ranks
-                weight = (last - first) / rows
                 self._backward(mean if weight * share == 1 else mean * (weight * share))
             part = mean.detach() if weight == 1 else mean.detach() * weight
             loss = part if loss is None else loss + part

@@ -16,7 +16,7 @@ from typing import Any
 from airflow_ml_provider import codec, tables
 from airflow_ml_provider.exceptions import MlError, StageFailed
 from airflow_ml_provider.provenance import RunInfo
-from airflow_ml_provider.stages.train import engines, launch
+from airflow_ml_provider.stages.train import engines, launch, stopping
 from airflow_ml_provider.stages.train.run import Ranks
 from airflow_ml_provider.stages.train.spec import TrainSpec
 
@@ -39,6 +39,13 @@ def main(folder: Path) -> int:
     try:
         ranks = replace(ranks, store=_join(ranks))
         result = engines.train(spec, info, ranks)
+    except SystemExit as error:
+        if error.code == stopping.EXIT:  # by SIGTERM, of this rank or of another one, after a snapshot
+            ended = {"rank": ranks.rank, "lost": True, "failures": failures}
+            tables.write_text(path, json.dumps({"error": ended}))
+            sys.stderr.flush()
+            os._exit(stopping.EXIT)  # time is short: taking torch down can take seconds, and may wait for other ranks
+        raise
     except Exception as error:  # noqa: BLE001 - the stage raises it, with its traceback
         # Before the others lose their connection to this rank, and fail of that.
         lost = _lost(error)

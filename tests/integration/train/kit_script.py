@@ -21,6 +21,7 @@ parser.add_argument("folder", type=Path)
 parser.add_argument("--steps", type=int, default=12)
 parser.add_argument("--every", type=int, default=4)
 parser.add_argument("--ranks", type=int, default=2, help="of an undisturbed training")
+parser.add_argument("--rows", type=int, default=18, help="per batch, of all ranks")
 parser.add_argument("--shard", action="store_true")
 parser.add_argument("--precision", default="fp32")
 parser.add_argument("--term", type=int, nargs=2, default=(-1, -1), help="rank and step of a SIGTERM")
@@ -46,9 +47,8 @@ with training(f"file://{args.folder}", recipe="kit", launch=launch) as run:
     trainer = run.trainer(model, optimizer, precision=args.precision, clip=1.0)
     start, losses = trainer.resume()["step"], []
     while trainer.steps < args.steps:
-        # 18 rows: with three ranks asked for and two there, shares are equal; with two and one, twice as big.
-        rows = torch.arange(18).add(18 * trainer.steps).remainder(64)[run.rank :: run.world_size]
-        losses.append(run.sum(trainer.step((x[rows], y[rows]), loss)) / run.world_size)
+        rows = torch.arange(args.rows).add(args.rows * trainer.steps).remainder(64)[run.rank :: run.world_size]
+        losses.append(run.sum(len(rows) * trainer.step((x[rows], y[rows]), loss)) / args.rows)
         if (run.rank, trainer.steps) == tuple(args.term):
             os.kill(os.getpid(), signal.SIGTERM)
         trainer.keep()

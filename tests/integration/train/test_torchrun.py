@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,26 @@ def test_killed_with_all_its_ranks_and_tried_again(torch_spec, whole, tmp_path):
     assert found.metrics == whole.metrics
 
 
+def test_sigterm_of_the_stage_takes_a_snapshot_on_all_ranks(torch_spec, whole, tmp_path):
+    spec = torch_spec(launch=Launch(processes=2, snapshot_every=2))
+    folder = package.place(spec, INFO)
+    with stage_process(spec, tmp_path) as process:
+        wait_until(lambda: any(step >= 7 for step in steps_of(folder)), "a snapshot from step 7 on")
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert process.wait(60) == 143
+        took = time.monotonic() - begun
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    assert took < 20, "the ranks did not end by themselves"  # they are given 25 s before they are killed
+    log = (tmp_path / "stage.log").read_text()
+    (step,) = re.findall(r"ended after the snapshot of step (\d+): this process got SIGTERM", log)
+    assert max(steps_of(folder)) == int(step), log
+    found = stages.run(torch_spec(), INFO)
+    assert found.resumed_from == int(step)
+    assert found.model.digest == whole.model.digest
+    assert found.metrics == whole.metrics
+
+
 def rank_of(pid: int) -> str:
     pairs = dict(pair.partition("=")[::2] for pair in Path(f"/proc/{pid}/environ").read_text().split("\0"))
     return pairs["RANK"]
@@ -247,6 +268,55 @@ def test_user_function_with_two_ranks(spec):
     assert first.metrics["validation_auc"] > 0.5
     assert stages.run(make(), replace(INFO, map_index=4)).model.digest == first.model.digest
     assert codec.encode(first)["status"] == "ok"
+
+
+SHARDED = """
+def fit(run, epochs):
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU())
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    def network():
+        parts = [torch.nn.Linear(len(run.features), 16), *(Block() for _ in range(2)), torch.nn.Linear(16, 1)]
+        return torch.nn.Sequential(*parts).to(run.device)
+
+    def loss(model, batch):
+        return torch.nn.functional.binary_cross_entropy_with_logits(model(batch[0]).squeeze(1), batch[1])
+
+    x, y = (torch.from_numpy(part).to(run.device) for part in run.train.numpy())
+    torch.manual_seed(run.seed)
+    model = run.parallel(network(), shard=Block, precision="bf16", checkpoint=Block)
+    trainer = run.trainer(model, torch.optim.AdamW(model.parameters(), lr=0.01), precision="bf16", clip=1.0)
+    trainer.resume()
+    steps = len(run.batches(0, 1024))
+    while trainer.steps < epochs * steps:
+        epoch, position = divmod(trainer.steps, steps)
+        for rows in run.batches(epoch, 1024)[position:]:
+            trainer.step((x[rows], y[rows]), loss)
+            trainer.keep(steps)
+    trainer.report()
+    whole = network().cpu()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if run.rank == 0:
+        whole.load_state_dict(state)
+    return whole
+"""
+
+
+def test_user_function_that_shards_with_the_trainer(spec):
+    """The example of the documentation."""
+    function = Function("fit", SHARDED, {"epochs": 8})
+    found = stages.run(spec(engine="function", function=function, launch=Launch(processes=2)), INFO)
+    assert found.metrics["onnx_max_difference"] < 1e-5
+    assert found.metrics["validation_auc"] > 0.55
+    assert found.performance["samples_per_s"] > 0
 
 
 def test_user_function_that_fails_on_one_rank(spec):

@@ -119,6 +119,54 @@ class TestTraining:
         assert found.model.digest == whole.model.digest
         assert found.metrics == whole.metrics
 
+    @pytest.fixture
+    def dying(self, run, monkeypatch):
+        """Run a training that dies at a step, with a snapshot every four."""
+
+        def inner(step, info=INFO, **launch):
+            learn = engine._Training._learn
+
+            def until(self, chosen):
+                if self.step == step:
+                    raise KeyboardInterrupt
+                learn(self, chosen)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(engine._Training, "_learn", until)
+                with pytest.raises(KeyboardInterrupt):
+                    run(info, launch=Launch(snapshot_every=4, **launch))
+
+        return inner
+
+    def test_cleared_it_begins_anew_and_its_own_retry_goes_on(self, run, dying):
+        launch = Launch(snapshot_every=4, after_clear="fresh")
+        whole = run(replace(INFO, run_id="whole"), launch=launch)
+        dying(9, after_clear="fresh")
+        cleared = replace(INFO, cleared=True, clear_number=1)
+        dying(6, cleared, after_clear="fresh")
+        found = run(cleared, launch=launch)
+        assert found.resumed_from == 4  # not 8, of before the clear
+        assert found.model.digest == whole.model.digest
+        assert not list(Path(found.model.uri).glob("snapshots*"))
+        assert run(cleared, launch=launch).resumed_from is None  # complete: the package of before is the answer
+        dying(3, replace(cleared, clear_number=2), after_clear="fresh")  # cleared again, it is not
+
+    def test_cleared_it_goes_on_unless_told_otherwise(self, run, dying):
+        dying(9)
+        assert run(replace(INFO, cleared=True, clear_number=1), launch=Launch(snapshot_every=4)).resumed_from == 8
+
+    def test_snapshots_at_a_uri_and_what_it_costs(self, run, dying, tmp_path):
+        where = {"snapshots": f"file://{tmp_path}/else where", "price_per_hour": 3.6}
+        dying(9, **where)
+        (kept,) = (tmp_path / "else where" / "flight_delay").glob("*/snapshots")
+        assert sorted(path.name for path in kept.iterdir()) == ["step=4", "step=8"]
+        found = run(launch=Launch(snapshot_every=4, **where))
+        assert found.resumed_from == 8
+        assert not kept.exists()
+        assert found.model.digest == run(replace(INFO, run_id="whole")).model.digest
+        figures = found.performance
+        assert figures["cost_per_million_samples"] == pytest.approx(1000 / figures["samples_per_s"])
+
     def test_divergence_is_told(self, run):
         with pytest.raises(DataError, match=r"training diverged in epoch 0: .*give a learning_rate below 1e"):
             run(params={**FAST, "learning_rate": 1e30})
