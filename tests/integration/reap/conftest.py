@@ -43,17 +43,26 @@ def connected(cluster: kubernetes.Cluster, monkeypatch: pytest.MonkeyPatch) -> s
 def make(cluster: kubernetes.Cluster) -> Iterator[Make]:
     """Make an object as a stage would, of any kind, and return it; what is left at the end is removed."""
 
-    def one(kind: str, name: str, run_id: str | None = "run", owner: dict[str, Any] | None = None, **body: Any) -> Any:
-        info = RunInfo("dag", "task", run_id or "run")
-        meta: dict[str, Any] = {"name": name, "labels": {"airflow-ml/identity": info.identity}}
+    def one(
+        kind: str,
+        name: str,
+        run_id: str | None = "run",
+        owner: dict[str, Any] | None = None,
+        task: dict[str, Any] | None = None,
+        **body: Any,
+    ) -> dict[str, Any]:
+        about = task or {"dag_id": "dag", "task_id": "task", "run_id": run_id or "", "map_index": -1}
+        meta: dict[str, Any] = {"name": name, "labels": {"airflow-ml/identity": RunInfo(**about).identity}}
         if run_id:
-            task = {"dag_id": "dag", "task_id": "task", "run_id": run_id, "map_index": -1}
-            meta["annotations"] = {"airflow-ml/task": json.dumps(task)}
+            meta["annotations"] = {"airflow-ml/task": json.dumps(about)}
         if owner:
-            about = {"name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}
-            meta["ownerReferences"] = [{"apiVersion": owner["apiVersion"], "kind": owner["kind"], **about}]
+            reference = {key: owner["metadata"][key] for key in ("name", "uid")}
+            meta["ownerReferences"] = [{"apiVersion": owner["apiVersion"], "kind": owner["kind"], **reference}]
         manifest = {"apiVersion": "v1", "kind": kind, "metadata": meta, **body}
-        return json.loads(cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(manifest)))
+        made: dict[str, Any] = json.loads(
+            cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(manifest))
+        )
+        return made
 
     yield one
     cluster.kubectl("delete", "pods,secrets,services", "-l", "airflow-ml/identity", "--grace-period=1")
