@@ -217,19 +217,20 @@ class TestReap:
         return things
 
     @staticmethod
-    def thing(name: str, task: Task | None = Task("d", "t", "r"), minutes: float = 60) -> Found:
-        return Found("Pod", name, "u", datetime.now(timezone.utc) - timedelta(minutes=minutes), task)
+    def thing(name: str, known: bool = True, minutes: float = 60) -> Found:
+        created = datetime.now(timezone.utc) - timedelta(minutes=minutes)
+        return Found("Pod", name, "u", created, Task("d", "t", "r") if known else None)
 
     def test_it_shows_and_leaves_everything_alone(self, ml: Any, found: list[Found]) -> None:
-        found += [self.thing("a"), self.thing("b", None), self.thing("c", minutes=5)]
+        found += [self.thing("a"), self.thing("b", known=False), self.thing("c", minutes=5)]
         rows = json.loads(ml("reap", "--output", "json"))
         verdicts = {row["name"]: row["verdict"] for row in rows}
         assert verdicts == {"a": "left over", "b": "unknown", "c": "too young"}
         assert rows[0]["task"] == "d.t r"
         assert len(found) == 3
 
-    def test_it_removes_after_it_has_shown(self, ml: Any, found: list[Found], capfd: Any) -> None:
-        found += [self.thing("a"), self.thing("b", None), self.thing("c", minutes=5)]
+    def test_it_removes_after_it_has_shown(self, ml: Any, found: list[Found]) -> None:
+        found += [self.thing("a"), self.thing("b", known=False), self.thing("c", minutes=5)]
         ml("reap", "--older-than", "1", "--delete")
         assert [thing.name for thing in found] == ["b"]
         assert json.loads(ml("reap", "--name", "b", "--delete", "--output", "json"))[0]["verdict"] == "left over"
