@@ -65,7 +65,7 @@ def make(cluster: kubernetes.Cluster) -> Iterator[Make]:
         return made
 
     yield one
-    cluster.kubectl("delete", "pods,secrets,services", "-l", "airflow-ml/identity", "--grace-period=1")
+    cluster.kubectl("delete", "pods,secrets,services", "-l", "airflow-ml/identity", "--grace-period=0", "--force")
 
 
 @pytest.fixture
