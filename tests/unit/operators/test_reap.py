@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -57,8 +56,7 @@ ENDED, WAITS = RunInfo("d", "t", "ended").identity, RunInfo("d", "t", "waits").i
 
 
 @pytest.mark.parametrize("delete", [False, "False", "false"])
-def test_it_lists_and_leaves_everything_alone(exchange: Path, delete: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_it_lists_and_leaves_everything_alone(exchange: Path, delete: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rows, _ = run(exchange, delete=delete)
     assert {row["name"]: (row["verdict"], row["outcome"]) for row in rows} == {
         ENDED: ("left over", ""),
@@ -66,8 +64,9 @@ def test_it_lists_and_leaves_everything_alone(exchange: Path, delete: Any, caplo
     }
     assert folders(exchange) == {ENDED, WAITS}
     json.dumps(rows)  # goes into XCom
-    assert "2 things of stages in pods, 1 of them left over" in caplog.text
-    assert "d.t ended" in caplog.text
+    told = capsys.readouterr().out  # where the log of a task goes
+    assert "2 things of stages in pods, 1 of them left over" in told
+    assert "d.t ended" in told
 
 
 @pytest.mark.parametrize("delete", [True, "True"])
