@@ -29,9 +29,11 @@ _PUBLIC = {
     "RollbackOperator": "operators.promote",
     "ScoreOperator": "operators.score",
     "MonitorOperator": "operators.monitor",
+    "ReapOperator": "operators.reap",
     "training_dag": "templates",
     "load_config": "templates",
     "rollback_dag": "templates",
+    "maintenance_dag": "templates",
     "scoring_dag": "templates",
 }
 

@@ -6,7 +6,9 @@ from typing import Any
 
 _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
-_OPERATORS = ("ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor")
+_OPERATORS = (
+    "ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor", "reap",
+)  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
 _ALL_FIELDS = ("port", "login", "password", "schema", "extra")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -104,3 +105,21 @@ def rollback(args: Namespace) -> None:
         raise SystemExit(f"not rolled back: {result.reason}")
     rows = [{"model": args.name, "alias": args.alias, "from": result.previous, "to": result.model.version}]
     _show(rows, "table")
+
+
+@_readable
+def reap(args: Namespace) -> None:
+    """Print what stages in pods have left behind; then, if told to, delete it and say so on standard error."""
+    from airflow_ml_provider.leftovers import reaper, states
+    from airflow_ml_provider.leftovers.logic import row
+
+    where = reaper.places(args.conn_id, args.namespace, args.exchange)
+    judged = reaper.survey(where, states.database(), args.older_than, frozenset(args.name))
+    now = datetime.now(timezone.utc)
+    _show([row(one, now) for one in judged], args.output)
+    failed = False
+    for removal in reaper.remove(judged, where) if args.delete else ():
+        sys.stderr.write(f"{removal.found.kind} {removal.found.name} ({removal.found.uid}): {removal.outcome}\n")
+        failed |= removal.failed
+    if failed:
+        raise SystemExit("not everything that is left over could be deleted")

@@ -21,6 +21,12 @@ def get_ml_cli_commands() -> list[Any]:
     down = _arg("--downstream", help="what came from it, instead of what it came from", action="store_true")
     reason = _arg("--reason", help="why; written to the journal", required=True)
     to = _arg("--to", help="version to go back to; by default the newest healthy earlier holder")
+    cluster = _arg("--conn-id", help="connection to the cluster", default="kubernetes_default")
+    namespace = _arg("--namespace", help="its namespace; by default that of the connection")
+    exchange = _arg("--exchange", help="folder that workers and pods share; by default [ml] exchange")
+    older = _arg("--older-than", help="leave alone what is younger", metavar="MINUTES", type=float, default=10.0)
+    things = _arg("--name", help="this thing only, even if its task is unknown", action="append", default=[])
+    delete = _arg("--delete", help="delete what is left over, after it was shown", action="store_true")
     commands = [
         _command("doctor", "Which stages can run here, and do the connections answer?",
                  pythons, stages, connections, ARG_OUTPUT),
@@ -28,6 +34,8 @@ def get_ml_cli_commands() -> list[Any]:
                  ARG_OUTPUT),
         _command("journal", "Who held an alias, since when, and why", name, alias, conn_id, ARG_OUTPUT),
         _command("rollback", "Give an alias back to the last healthy holder", name, reason, alias, to, conn_id),
+        _command("reap", "What have stages in pods left behind?", cluster, namespace, exchange, older, things, delete,
+                 ARG_OUTPUT),
     ]  # fmt: skip
     return [GroupCommand(name="ml", help="Machine learning: look into pipelines and models", subcommands=commands)]
 

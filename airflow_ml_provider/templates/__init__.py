@@ -1,4 +1,7 @@
-"""DAG factories: one validated configuration (Python or YAML) gives the scoring, training and rollback DAGs."""
+"""DAG factories: one validated configuration (Python or YAML) gives the scoring, training and rollback DAGs.
+
+The maintenance DAG serves all pipelines and needs no configuration.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ _PUBLIC = {
     "scoring_dag": "scoring",
     "training_dag": "training",
     "rollback_dag": "rollback",
+    "maintenance_dag": "maintenance",
 }
 
 __all__ = sorted(_PUBLIC)

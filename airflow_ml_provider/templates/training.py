@@ -14,7 +14,6 @@ from airflow_ml_provider.operators.gate import GateOperator
 from airflow_ml_provider.operators.promote import PromoteOperator
 from airflow_ml_provider.operators.register import RegisterOperator
 from airflow_ml_provider.operators.train import TrainOperator
-from airflow_ml_provider.sensors.partition import PartitionSensor
 from airflow_ml_provider.templates._parts import (
     dag_arguments,
     interval_params,
@@ -42,6 +41,8 @@ Starts by schedule, backfill, hand, sustained drift (`{retrain}`){assets}; the r
 
 def training_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
     """Return the training DAG of a pipeline; by default it is called `NAME_training`."""
+    from airflow_ml_provider.sensors.partition import PartitionSensor  # no other template waits for data
+
     training = config.training
     assets = "".join(f", or an update of `{name}`" for name in training.on_assets)
     doc = _DOC.format(name=config.name, gate=training.gate, retrain=retrain_asset(config).name, assets=assets)

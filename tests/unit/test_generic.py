@@ -181,8 +181,8 @@ def test_it_survives_serialisation(cls: type[BaseOperator]) -> None:
 
 @each
 def test_it_can_be_mapped(cls: type[BaseOperator]) -> None:
-    values = [EXAMPLES.get(n, "x") for n, p in parameters(cls).items() if p.default is p.empty]
-    names = [n for n, p in parameters(cls).items() if p.default is p.empty]
+    names = [n for n, p in parameters(cls).items() if p.default is p.empty] or list(parameters(cls))[:1]
+    values = [EXAMPLES.get(name, "x") for name in names]
     with DAG("dag", schedule=None) as dag:
         cls.partial(task_id="task", **dict(zip(names[1:], values[1:], strict=True))).expand(**{names[0]: [values[0]]})
     assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("task").is_mapped

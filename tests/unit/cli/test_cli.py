@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from airflow.cli.cli_parser import _add_command
 from airflow_ml_provider.cli import doctor
 from airflow_ml_provider.cli.definition import get_ml_cli_commands
 from airflow_ml_provider.exceptions import SpecError
+from airflow_ml_provider.leftovers import states
+from airflow_ml_provider.leftovers.cluster import ClusterPlace
+from airflow_ml_provider.leftovers.logic import Found, Task
 from airflow_ml_provider.lineage.facets import lineage
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import DatasetRef
@@ -192,6 +195,57 @@ class TestRegistry:
     def test_a_reason_is_required(self, ml: Any) -> None:
         with pytest.raises(SystemExit):
             ml("rollback", "late")
+
+
+class TestReap:
+    """What it prints and how it ends; the cluster and the states are those of the integration tests."""
+
+    @pytest.fixture
+    def found(self, monkeypatch: pytest.MonkeyPatch) -> list[Found]:
+        """Things in a cluster whose tasks all have failed; one called `held` cannot be removed."""
+        things: list[Found] = []
+
+        def remove(self: ClusterPlace, thing: Found) -> str:
+            if thing.name == "held":
+                raise SpecError("connection 'c' may not do this in the cluster")
+            things.remove(thing)
+            return "deleted"
+
+        monkeypatch.setattr(ClusterPlace, "look", lambda self: list(things))
+        monkeypatch.setattr(ClusterPlace, "remove", remove)
+        monkeypatch.setattr(states, "database", lambda: lambda *_: {-1: "failed"})
+        return things
+
+    @staticmethod
+    def thing(name: str, known: bool = True, minutes: float = 60) -> Found:
+        created = datetime.now(timezone.utc) - timedelta(minutes=minutes)
+        return Found("Pod", name, "u", created, Task("d", "t", "r") if known else None)
+
+    def test_it_shows_and_leaves_everything_alone(self, ml: Any, found: list[Found]) -> None:
+        found += [self.thing("a"), self.thing("b", known=False), self.thing("c", minutes=5)]
+        rows = json.loads(ml("reap", "--output", "json"))
+        verdicts = {row["name"]: row["verdict"] for row in rows}
+        assert verdicts == {"a": "left over", "b": "unknown", "c": "too young"}
+        assert rows[0]["task"] == "d.t r"
+        assert len(found) == 3
+
+    def test_it_removes_after_it_has_shown(self, ml: Any, found: list[Found]) -> None:
+        found += [self.thing("a"), self.thing("b", known=False), self.thing("c", minutes=5)]
+        ml("reap", "--older-than", "1", "--delete")
+        assert [thing.name for thing in found] == ["b"]
+        assert json.loads(ml("reap", "--name", "b", "--delete", "--output", "json"))[0]["verdict"] == "left over"
+        assert not found
+
+    def test_what_cannot_be_removed_does_not_hold_up_the_rest(self, ml: Any, found: list[Found], capsys: Any) -> None:
+        found += [self.thing("held"), self.thing("z")]
+        with pytest.raises(SystemExit, match="not everything that is left over could be deleted"):
+            ml("reap", "--delete")
+        assert [thing.name for thing in found] == ["held"]
+        assert "Pod held (u): not deleted: connection 'c' may not do this" in capsys.readouterr().err
+
+    def test_errors_are_one_sentence(self, ml: Any, found: list[Found]) -> None:
+        with pytest.raises(SystemExit, match=r"^SpecError: older_than must be a number of minutes, 0 or more, got -1"):
+            ml("reap", "--older-than", "-1")
 
 
 def test_unknown_stage_is_an_error_of_the_spec() -> None:

@@ -11,7 +11,7 @@ from airflow.sdk import AssetOrTimeSchedule
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.runtime import InProcess, Pod
-from airflow_ml_provider.templates import load_config, rollback_dag, scoring_dag, training_dag
+from airflow_ml_provider.templates import load_config, maintenance_dag, rollback_dag, scoring_dag, training_dag
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -112,3 +112,20 @@ def test_stages_run_in_the_pods_of_the_configuration(config):
     assert [codec.decode(Pod, c["runtime"]) for c in given if c["engine"] == "lightgbm"] == [pod] * 3
     for dag in (scoring, training):
         DagSerialization.to_dict(dag)
+
+
+def test_maintenance_begins_paused_and_only_lists():
+    dag = maintenance_dag()
+    assert dag.is_paused_upon_creation
+    assert not dag.catchup
+    assert dag.start_date, "without one it is never scheduled"
+    assert dag.params["delete"] is False
+    (task,) = dag.tasks
+    assert task.delete == "{{ params.delete }}"
+
+
+def test_maintenance_can_be_told_to_remove():
+    dag = maintenance_dag("other", schedule=None, namespace="ml", older_than_min=60, delete=True)
+    assert dag.params["delete"] is True
+    task = dag.get_task("reap")
+    assert (task.namespace, task.older_than_min) == ("ml", 60)
