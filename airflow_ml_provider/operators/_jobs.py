@@ -1,7 +1,7 @@
 """A stage in a job of another controller: Kubeflow Trainer's TrainJob, or KubeRay's RayJob.
 
-The controller makes, replaces and removes the pods; the operator makes the job (`_jobmanifest`), `triggers.jobs` watches
-it while the task is deferred, and its status (`triggers._kinds`) and the outcome in the exchange folder decide.
+The controller makes, replaces and removes the pods; the operator makes the job (`_jobmanifest`), `triggers.jobs`
+watches it while the task is deferred, and its status (`triggers._kinds`) and the outcome in the exchange folder decide.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class JobCall(StageCall):
     def _make(self, context: Context, env: Mapping[str, str]) -> Mapping[str, Any]:
         assert self.spec is not None
         carrier = self.carrier
-        body = carrier.client.api_client.sanitize_for_serialization(carrier.build_pod_request_obj(context))
+        body: dict[str, Any] = carrier.client.api_client.sanitize_for_serialization(
+            carrier.build_pod_request_obj(context)
+        )
         wanted = _jobmanifest.job(self.kind, body, self.spec, self.pod, self.info, sorted(env))
         made: Mapping[str, Any] = self._api.create_namespaced_custom_object(*self._where, wanted)
         self.log.info("created %s %s (%s)", self.noun, *_named(made))
@@ -100,7 +102,9 @@ class JobCall(StageCall):
 
     def _look_after(self, context: Context, env: Mapping[str, str], event: Mapping[str, Any]) -> Mapping[str, Any]:
         self._incidents = event["incidents"]
-        job = next((job for job in self._find(context) if job["metadata"]["uid"] == event["uid"]), None)
+        job: Mapping[str, Any] | None = next(
+            (job for job in self._find(context) if job["metadata"]["uid"] == event["uid"]), None
+        )
         if job is None or "deletionTimestamp" in job["metadata"]:
             self._crash([], "it was deleted")
         state = self.kind.state(job)

@@ -89,10 +89,10 @@ class Pod:
         gang: have several pods start together or not at all: `kueue:QUEUE`, `volcano`, `volcano:QUEUE` or
             `coscheduling`; empty leaves each to itself.
         controller: who makes the pods: empty is the operator itself; `trainjob` is Kubeflow Trainer with its
-            ClusterTrainingRuntime `torch-distributed`, `trainjob:NAME` with another one, `trainjob:TrainingRuntime/NAME`
-            with one of the namespace; `rayjob` is KubeRay, `rayjob:VERSION` names the Ray version of the image. They
-            replace lost pods by their own rules, so `replacements` stays as it is, and of `gang` only `kueue:QUEUE` is
-            theirs.
+            ClusterTrainingRuntime `torch-distributed`, `trainjob:NAME` is another one of them,
+            `trainjob:TrainingRuntime/NAME` one of the namespace; `rayjob` is KubeRay, `rayjob:VERSION` names the Ray
+            version of the image. They replace lost pods by their own rules, so `replacements` stays as it is, and of
+            `gang` only `kueue:QUEUE` is theirs.
         start_s: the task fails when the pod has not begun to run after so many seconds.
         log_every_s: the task's log gets what the pod has printed every so many seconds; 0 at the end only.
         poll_s: the triggerer looks at the pod every so many seconds.

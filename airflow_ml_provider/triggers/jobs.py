@@ -117,8 +117,9 @@ class JobTrigger(ClusterTrigger):
         custom, kind, selector = CustomObjectsApi(api), self._of, f"airflow-ml/identity={self.identity}"
         where = (kind.group, kind.version, self.namespace, kind.plural)
         for job in (await custom.list_namespaced_custom_object(*where, label_selector=selector))["items"]:
+            options: Any = removal(job)
             try:
-                await custom.delete_namespaced_custom_object(*where, job["metadata"]["name"], body=removal(job))
+                await custom.delete_namespaced_custom_object(*where, job["metadata"]["name"], body=options)
             except ApiException as error:
                 if error.status not in (404, 409):  # gone, or another of the same name
                     raise
