@@ -103,24 +103,23 @@ def prepared(running: kubernetes.Cluster, folder: Path) -> Callable[[], None]:
     from airflow_ml_provider.intervals import Interval
     from airflow_ml_provider.operators._pods import PodCall
     from airflow_ml_provider.provenance import RunInfo
-    from airflow_ml_provider.runtime import protocol
     from airflow_ml_provider.testing.context import context
 
     config.load_kube_config(running.kubeconfig)
     api, task = client.CoreV1Api(), make(folder)
     info = RunInfo("bare", "ingest", "run", interval=Interval.from_key("2013-01-05"))
     call = PodCall(task, task.runtime, info)
-    call.folder.mkdir(parents=True, exist_ok=True)
-    protocol.write_call(call.call, task.build_spec(info.interval, context(info.interval)), info)
-    call.stage = "ingest"
+    call.spec = task.build_spec(info.interval, context(info.interval))
+    call.exchange.put(call.spec)
+    outcome = call.exchange.outcome
 
     def run() -> None:
         wanted = call.carrier.build_pod_request_obj(context(info.interval))
-        call.outcome.unlink(missing_ok=True)
+        outcome.unlink(missing_ok=True)
         name = api.create_namespaced_pod(kubernetes.NAMESPACE, wanted).metadata.name
-        while not call.outcome.exists():
+        while not outcome.exists():
             time.sleep(0.02)
-        assert json.loads(call.outcome.read_text())["result"]["status"] == "ok"
+        assert json.loads(outcome.read_text())["result"]["status"] == "ok"
         threading.Thread(target=api.delete_namespaced_pod, args=(name, kubernetes.NAMESPACE)).start()
 
     return run

@@ -72,11 +72,13 @@ def joined(body: Any, node: int, nodes: tuple[int, int], pod: Pod, info: RunInfo
     if nodes == (1, 1):
         return
     service = service_name(info)
-    # torchrun gives ranks in the order of these names: rank 0 is on node 0, whose log goes into the task's.
-    body.spec.hostname, body.spec.subdomain = f"node-{node:03}", service
+    # torchrun gives ranks in the order of these names: rank 0 is on node 0, whose log goes into the task's. It takes a
+    # pod of the same name for the one that was lost, so only the name that all must know beforehand is used again.
+    host = f"node-{node:03}" if node == 0 else f"node-{node:03}-{body.metadata.name.rpartition('-')[2]}"
+    body.spec.hostname, body.spec.subdomain = host, service
     settings = {
         "AIRFLOW_ML_NODE": str(node),
-        "AIRFLOW_ML_ADDRESS": f"node-{node:03}.{service}",
+        "AIRFLOW_ML_ADDRESS": f"{host}.{service}",
         "AIRFLOW_ML_RENDEZVOUS": f"node-000.{service}:{PORT}",
         "AIRFLOW_ML_PATIENCE_S": str(int(pod.start_s)),
         "AIRFLOW_ML_REPLACEMENTS": str(pod.replacements),

@@ -59,7 +59,9 @@ def outcome_of_error(error: BaseException) -> dict[str, Any]:
     # A subclass that only the stage knows counts as the nearest class that both sides know.
     names = [cls.__name__ for cls in type(error).__mro__ if issubclass(cls, MlError)]
     kind = next((name for name in names if name in BY_NAME), StageFailed.__name__)
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    # An error of that name has the traceback already, of the process where it happened.
+    told = isinstance(error, StageFailed)
+    trace = "" if told else "".join(traceback.format_exception(type(error), error, error.__traceback__))
     message = str(error) if isinstance(error, MlError) else f"{type(error).__name__}: {error}"
     return {"error": {"type": kind, "message": message, "traceback": trace}}
 
@@ -79,5 +81,6 @@ def open_outcome(outcome: dict[str, Any], spec: Spec) -> Result:
     if "error" in outcome:
         body = outcome["error"]
         kind = BY_NAME.get(body["type"], StageFailed)
-        raise kind(f"{body['message']}\n{body['traceback']}" if kind is StageFailed else body["message"])
+        trace = body["traceback"] if kind is StageFailed else ""
+        raise kind(f"{body['message']}\n{trace}" if trace else body["message"])
     return codec.decode(spec.result, outcome["result"], "result")

@@ -16,7 +16,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 _PATIENCE_S = 600.0  # for an API server that is away
 REMOVED_IN_S = 10  # what a pod gets to end after its task was killed
 OVERDUE_S = 60.0  # a deleted pod that is still there then: its node is not
-_OTHER_RANK = re.compile(r"\[rank (?!0\])\d+\]")
+_OTHER_RANK = re.compile(r"(\w+\t[^\t]*\t)?\[rank (?!0\])\d+\] ")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
 

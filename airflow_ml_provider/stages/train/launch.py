@@ -107,6 +107,7 @@ def _arguments(spec: TrainSpec, meeting: Optional[Meeting]) -> list[str]:
         return [*common, "--standalone", f"--max-restarts={launch.max_restarts}"]
     wait = int(meeting.patience_s)
     settings = f"is_host={int(meeting.node == 0)},join_timeout={wait},read_timeout={wait},last_call_timeout=15"
+    settings += ",keep_alive_interval=3"  # a node is given up after three of them
     return [
         *common, f"--nnodes={launch.span[0]}:{launch.span[1]}", "--rdzv-backend=c10d", "--rdzv-id=training",
         f"--rdzv-endpoint={meeting.rendezvous}", f"--rdzv-conf={settings}", f"--local-addr={meeting.address}",
@@ -146,8 +147,9 @@ def _result(spec: TrainSpec, folder: Path, code: int, tail: deque[str]) -> Train
 
 def _error(told: Mapping[str, Any]) -> Exception:
     kind = BY_NAME.get(told["type"], StageFailed)
-    where = f"rank {told['rank']}: {told['message']}"
-    return kind(f"{where}\n{told['traceback']}" if kind is StageFailed else told["message"])
+    return kind(
+        f"rank {told['rank']}: {told['message']}\n{told['traceback']}" if kind is StageFailed else told["message"]
+    )
 
 
 def _run(command: list[str]) -> tuple[int, deque[str]]:
@@ -159,6 +161,8 @@ def _run(command: list[str]) -> tuple[int, deque[str]]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
+        # The agent of rank 0 tells where its store is only once: a node that joins later would wait for it in vain.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }

@@ -62,13 +62,11 @@ def _join(ranks: Ranks) -> None:
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.set_num_threads(1)
-    # The store outlives a restart, and with it the addresses of the ranks before: they must not be met again.
+    # The agents agree on it anew for every start (see `launch`), so no rank of the time before can be met there.
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = distributed.TCPStore(address, port, ranks.world_size, is_master=not held and ranks.rank == 0)
-    attempt = distributed.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = distributed.TCPStore(address, port, ranks.world_size, is_master=ranks.rank == 0)
     distributed.init_process_group(
-        "nccl" if on_gpus else "gloo", store=attempt, rank=ranks.rank, world_size=ranks.world_size
+        "nccl" if on_gpus else "gloo", store=store, rank=ranks.rank, world_size=ranks.world_size
     )
 
 
