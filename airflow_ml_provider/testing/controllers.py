@@ -9,6 +9,7 @@ makes real pods of each TrainJob and RayJob, so that the stage really runs in th
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from typing import Any
 
 from kubernetes import client
 from kubernetes.client import ApiException
+
+log = logging.getLogger(__name__)
 
 _TRAIN = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 _RAY = ("ray.io", "v1", "rayjobs")
@@ -97,7 +100,9 @@ class Controllers:
                 for kind, job in self._jobs():
                     self._look_after(kind, job)
             except ApiException as error:
-                self._error = self._error or f"the API server answers {error.status} {error.reason}: {error.body}"
+                if not self._error:
+                    self._error = f"the API server answers {error.status} {error.reason}: {error.body}"
+                    log.error("%s", self._error)  # a test that waits would otherwise never say why
 
     def _jobs(self) -> list[tuple[tuple[str, str, str], dict[str, Any]]]:
         """Return the jobs that are not being deleted; no kind of job need be installed."""
@@ -180,9 +185,9 @@ class Controllers:
             self._status(_RAY, job, {**ids, "jobDeploymentStatus": "Initializing", "startTime": _now()})
         elif now == "Suspending":
             if not self._remove_pods(job):
-                self._status(_RAY, job, {"jobDeploymentStatus": "Suspended", "jobStatus": ""})
+                self._status(_RAY, job, {"jobDeploymentStatus": "Suspended", "jobStatus": None})
         elif now == "Suspended" and not job["spec"].get("suspend"):
-            self._status(_RAY, job, {"jobDeploymentStatus": "", "jobStatus": ""})
+            self._status(_RAY, job, {"jobDeploymentStatus": None})
         elif now == "Initializing" and not self.hold:
             self._start_ray(job)
         elif now == "Running":

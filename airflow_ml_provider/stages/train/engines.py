@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
@@ -34,13 +35,18 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
     """
     from airflow_ml_provider.stages.train import launch
 
-    folder, meeting = package.place(spec, info), launch.meeting(spec)
+    in_ray = spec.launch.ranks > 1 and "AIRFLOW_ML_RAY" in os.environ
+    folder, meeting = package.place(spec, info), None if in_ray else launch.meeting(spec)
     if meeting and meeting.node > 0:  # the first node looks after the package
         return launch.torchrun(spec, info, meeting)
     with package.owned(folder, meeting.patience_s if meeting else 0):
         if package.finished(folder, spec):
             log.info("%s is complete and made from the same data and settings: nothing to do", folder)
             return package.result(folder, spec)
+        if in_ray:
+            from airflow_ml_provider.stages.train import ray
+
+            return ray.fit(spec, info)
         if spec.launch.ranks > 1:
             return launch.torchrun(spec, info, meeting)
         found = train(spec, info, Ranks())

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a RayJob's pods call as `ray`, without Ray: the head does what is submitted, and the submitter prints the log."""
+"""What the pods of a RayJob call as `ray`, without Ray: the head does what is submitted, the submitter prints the log."""
 
 import http.server
 import socket
@@ -40,4 +40,5 @@ elif sys.argv[1:3] == ["job", "submit"]:
     for line in urllib.request.urlopen(urllib.request.Request(option("address"), work)):
         if line.startswith(b"exit "):
             sys.exit(line != b"exit 0\n")
-        print(line.decode(), end="", flush=True)
+        sys.stdout.buffer.write(line)
+        sys.stdout.flush()

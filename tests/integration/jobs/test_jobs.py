@@ -112,7 +112,7 @@ def test_a_job_that_does_not_start_fails(task, controllers, controller):
 
 def test_a_job_whose_pods_find_no_place_says_why(task, controllers):
     controllers()
-    with pytest.raises(StageCrashed, match="it does not run after 4 s; .*Insufficient cpu"):
+    with pytest.raises(StageCrashed, match=r"it does not run after 4 s; .*Insufficient cpu"):
         task(cpu=1000, start_s=4).run()
 
 
@@ -233,7 +233,9 @@ def test_a_cluster_without_the_definition_says_what_to_install(task, monkeypatch
     unknown = replace(_kinds.TRAIN_JOB, version="v9")
     monkeypatch.setitem(_kinds.KINDS, "trainjob", unknown)
     here = task()
-    with pytest.raises(AirflowFailException, match="does not know trainjobs.trainer.kubeflow.org v9: install Kubeflow"):
+    with pytest.raises(
+        AirflowFailException, match=r"does not know trainjobs\.trainer\.kubeflow\.org v9: install Kubeflow"
+    ):
         here.begin()
 
 
