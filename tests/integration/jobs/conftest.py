@@ -19,7 +19,7 @@ assert _spec.loader is not None
 pods = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(pods)
 kubernetes = pods.kubernetes
-cluster, modules, limited, wait = pods.cluster, pods.modules, pods.limited, pods.wait
+cluster, modules, wait = pods.cluster, pods.modules, pods.wait
 flights, flights_file, spec = pods.flights, pods.flights_file, pods.spec
 
 SPECS = Path(os.environ.get("ML_PROVIDER_SPECS", pods.REPO.parent / "shared" / "specs"))
@@ -93,3 +93,10 @@ def controllers(cluster: Any, definitions: None) -> Iterator[Callable[..., Any]]
             return stack.enter_context(Controllers(api, kubernetes.NAMESPACE, **settings))
 
         yield start
+
+
+@pytest.fixture
+def limited(cluster: Any, tmp_path: Path) -> str:
+    """Return a connection that has no rights but those of the Role for jobs in the documentation."""
+    limited: str = pods.limited_to(cluster, tmp_path, "role-jobs.yaml")
+    return limited

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the pods of a RayJob call as `ray`, without Ray: the head does what is submitted, the submitter prints the log."""
+"""What the pods of a RayJob call as `ray`, without Ray: the head does what is submitted, the submitter prints it."""
 
 import http.server
 import socket
