@@ -68,6 +68,15 @@ class AirflowApi:
             return
         self.call("POST", "pools", {"name": name, "slots": slots, "description": "Training tasks"})
 
+    def connection(self, body: dict[str, Any]) -> None:
+        """Create or update a connection."""
+        try:
+            self.call("POST", "connections", body)
+        except RuntimeError as error:
+            if ": 409 " not in str(error):
+                raise
+            self.call("PATCH", f"connections/{body['connection_id']}", body)
+
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return all runs of a DAG, oldest window first."""
         runs: list[dict[str, Any]] = []

@@ -16,6 +16,7 @@ CACHE = Path(os.environ.get("KUBE_CACHE", "/opt/kube-1.20"))
 STATE = Path(os.environ.get("KUBE_STATE", "/var/lib/kube-test"))
 NAMESPACE = os.environ.get("KUBE_NAMESPACE", "default")  # so that two test runs can share one cluster
 IMAGE = "localhost/python:1"
+HOST = "10.244.0.1"  # this machine, seen from a pod
 
 
 class NoCluster(Exception):

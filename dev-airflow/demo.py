@@ -14,11 +14,13 @@ import time
 from datetime import date, timedelta
 from pathlib import Path
 
+import cluster as kubernetes
 import report
 from airflow_api import AirflowApi
 from services import BIN, REPO, Stack
 
 SCORING, TRAINING, ROLLBACK = "flight_delay_scoring", "flight_delay_training", "flight_delay_rollback"
+PODS = "flight_delay_training_on_pods"
 # Days that are backfilled, and the week whose training follows them: (first day, last day, first day of the week).
 BACKFILLS = (
     (date(2013, 1, 1), date(2013, 1, 14), date(2013, 1, 8)),
@@ -40,22 +42,52 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up")
     up.add_argument("--no-wait", action="store_true", help="start the servers and return")
+    pods = commands.add_parser("pods")
     down = commands.add_parser("down")
     down.add_argument("--purge", action="store_true", help="also delete everything that was written")
-    for command in (up, down):
+    for command in (up, pods, down):
         command.add_argument("--state", type=Path, required=True)
     args = parser.parse_args()
     stack = Stack(args.state, dags=REPO / "dags")
     if args.command == "down":
         stack.stop(say)
+        if (args.state / "kubernetes").exists():
+            say("stopping Kubernetes")
+            kubernetes.Cluster("").stop()
+            (args.state / "kubernetes").unlink()
         if args.purge:
             shutil.rmtree(args.state)
             say(f"deleted {args.state}")
         return
     stack.start(say)
-    if not args.no_wait:
+    if args.command == "pods" or not args.no_wait:
         Demo(stack).run()
+    if args.command == "pods":
+        on_pods(stack)
     report.addresses(stack)
+
+
+def on_pods(stack: Stack) -> None:
+    """Start a Kubernetes and train the flights network on two pods of it."""
+    say("starting a Kubernetes of one node (building it the first time takes some minutes)")
+    try:
+        cluster = kubernetes.Cluster.start()
+    except kubernetes.NoCluster as reason:
+        raise SystemExit(str(reason)) from None
+    if cluster.ours:
+        (stack.state / "kubernetes").touch()
+    api = AirflowApi(stack.airflow_url)
+    stack.connect(cluster, api)
+    api.pause(PODS, False)
+    window = {"interval_start": "2013-01-22T00:00:00Z", "interval_end": "2013-01-29T00:00:00Z"}
+    run_id = api.trigger(PODS, window)
+    say(f"training on two pods: {stack.airflow_url}/dags/{PODS}/runs/{run_id}")
+    (run,) = api.wait(PODS, lambda run: run["dag_run_id"] == run_id, progress=say)
+    api.pause(PODS, True)  # or sustained drift would start it, whether the cluster runs or not
+    if run["state"] != "success":
+        raise SystemExit(f"the run is {run['state']}")
+    (model,) = api.xcom(PODS, run_id, "winners")
+    say(f"the model: {model.get('name', model)}; left in the cluster: {cluster.left() or 'nothing'}")
 
 
 class Demo:

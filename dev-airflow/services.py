@@ -14,7 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import cluster as kubernetes
+
+if TYPE_CHECKING:
+    from airflow_api import AirflowApi
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -214,9 +219,31 @@ class Stack:
             "ML_TORCH_PYTHON": str(other),
             "ML_TOOLS_PYTHON": str(other),
             "ML_TRAINING_POOL": "training",
+            **self._for_pods(other),
             "OMP_NUM_THREADS": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
+
+    def _for_pods(self, python: Path) -> dict[str, str]:
+        """Return what the DAG that trains on pods needs: there, this machine is known by another address."""
+        path, volumes = kubernetes.python(python.parent.parent)
+        port = int(self.settings["mlflow_port"])
+        return {
+            "ML_POD_IMAGE": kubernetes.IMAGE,
+            "ML_POD_PYTHON": path,
+            "ML_POD_VOLUMES": json.dumps({**volumes, str(self.store): str(self.store)}),
+            "ML_POD_MLFLOW": "mlflow_pods",
+            "AIRFLOW_CONN_MLFLOW_PODS": json.dumps({"conn_type": "mlflow", "host": kubernetes.HOST, "port": port}),
+        }
+
+    def connect(self, cluster: kubernetes.Cluster, api: AirflowApi) -> None:
+        """Let Airflow know of a cluster, and the cluster's pods reach MLflow."""
+        connection = json.loads(kubernetes.connection(cluster.kubeconfig))
+        body = {**connection, "connection_id": "kubernetes_default", "extra": json.dumps(connection["extra"])}
+        api.connection(body)
+        port = self.settings["mlflow_port"]
+        command = [sys.executable, str(REPO / "dev-airflow" / "forward.py")]
+        self.services.start("forward", [*command, f"{kubernetes.HOST}:{port}", f"127.0.0.1:{port}"], os.environ)
 
     def start(self, say: Callable[[str], None] = print) -> None:
         """Start what does not run and wait until it answers."""

@@ -11,6 +11,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.refs import DatasetRef, as_ref
+from airflow_ml_provider.runtime import Pod
 from airflow_ml_provider.stages.train.spec import Encoding, Engine, Function, Launch, TrainSpec
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ class TrainOperator(StageOperator):
         values = [getattr(self, name) for name in TrainOperator.template_fields if name != "dataset"]
         if not any(map(_comes_later, values)):
             function = Function("fit", "") if self.engine == "function" else None
-            self._spec(DatasetRef(name="later", uri="", digest=""), function)
+            spec = self._spec(DatasetRef(name="later", uri="", digest=""), function)
+            if spec.nodes != (1, 1) and not isinstance(self._active, Pod):
+                raise invalid("launch.nodes", spec.launch.nodes, "1 without pods", "give the task runtime=Pod(…)")
 
 
 def _comes_later(value: Any) -> bool:

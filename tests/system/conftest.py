@@ -53,19 +53,30 @@ with DAG("ordered", schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UT
 """
 PODS_DAG = """\
 # An Airflow DAG with a stage in a pod.
-import json, os
+import json, os, time
 from datetime import timedelta
 from airflow.sdk import DAG
 from airflow_ml_provider import IngestOperator
 from airflow_ml_provider.runtime import Pod
 
 STORE, LANDING = os.environ["ML_STORE"], os.environ["ML_LANDING"]
+
+class Ingest(IngestOperator):
+    def defer(self, **kwargs):
+        # Once asked, the worker stops between making the pod and deferring, for somebody to kill it there.
+        if os.path.exists(STORE + "/stop") and not os.path.exists(STORE + "/stopped"):
+            with open(STORE + "/stopped", "w") as file:
+                file.write(str(os.getpid()))
+            time.sleep(600)
+        super().defer(**kwargs)
+
+
 with DAG("pods", schedule=None):
-    IngestOperator(
+    Ingest(
         task_id="ingest", name="rows", source=LANDING + "/pods.csv", target=STORE + "/pods", columns={"id": "int"},
         retries=2, retry_delay=timedelta(seconds=1), execution_timeout=timedelta(minutes=10),
         runtime=Pod(
-            "localhost/python:1", python=os.environ["ML_TOOLS_PYTHON"], exchange=STORE + "/exchange",
+            os.environ["ML_POD_IMAGE"], python=os.environ["ML_TOOLS_PYTHON"], exchange=STORE + "/exchange",
             volumes=json.loads(os.environ["TEST_VOLUMES"]), pythonpath=(os.environ["TEST_MODULES"],),
             env={"TEST_HOLD": STORE + "/hold"}, poll_s=1,
         ),
@@ -173,6 +184,7 @@ def flights(tmp_path_factory):
                 found.STRICT,
                 "ordered",
                 "pods",
+                "flight_delay_training_on_pods",
                 "seattle_rain_scoring",
                 "seattle_rain_training",
             ]
@@ -211,9 +223,8 @@ def cluster(flights):
         found = kubernetes.Cluster.start()
     except kubernetes.NoCluster as reason:
         pytest.skip(str(reason))
-    connection = json.loads(kubernetes.connection(found.kubeconfig))
-    body = {**connection, "connection_id": "kubernetes_default", "extra": json.dumps(connection["extra"])}
-    flights.api.call("POST", "connections", body)
-    flights.api.pause("pods", False)
+    flights.stack.connect(found, flights.api)
+    for dag_id in ("pods", "flight_delay_training_on_pods"):
+        flights.api.pause(dag_id, False)
     yield found
     found.stop()

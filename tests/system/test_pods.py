@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,4 +106,45 @@ def test_an_api_server_that_is_away_for_a_while_costs_no_second_pod(flights, clu
     hold.unlink()
     run = ended(flights, run_id)
     assert run["state"] == "success", flights.why(DAG, run)
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
+def test_a_worker_that_is_killed_goes_on_with_the_same_pod(flights, cluster, hold):
+    """It dies after it has made the pod and before the task is deferred; no second pod is ever made."""
+    stop, stopped = flights.stack.store / "stop", flights.stack.store / "stopped"
+    stop.touch()
+    try:
+        run_id = flights.api.trigger(DAG)
+        pid = int(until(lambda: stopped.exists() and stopped.read_text(), 120, "the worker does not get so far"))
+        pod = running(cluster)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: state(flights, run_id) == "deferred", 120, "the task is not tried again")
+        assert flights.api.tasks(DAG, run_id)[0]["try_number"] == 2
+        assert [one["metadata"]["uid"] for one in cluster.get("pods")] == [pod["metadata"]["uid"]]
+        hold.unlink()
+        run = ended(flights, run_id)
+        assert run["state"] == "success", flights.why(DAG, run)
+        made = [one for one in cluster.get("events") if one["reason"] == "Scheduled" and "ml-ingest" in one["message"]]
+        assert len({one["involvedObject"]["uid"] for one in made} - before(made, pod)) == 1
+    finally:
+        stop.unlink()
+        stopped.unlink(missing_ok=True)
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
+def before(made: list[dict], pod: dict) -> set[str]:
+    """Return the pods that were made before this one."""
+    began = pod["metadata"]["creationTimestamp"]
+    return {one["involvedObject"]["uid"] for one in made if one["metadata"]["creationTimestamp"] < began}
+
+
+def test_the_flights_network_trains_on_two_pods(flights, cluster):
+    """The DAG of the documentation, on the features that the pipeline has made."""
+    dag_id = "flight_delay_training_on_pods"
+    window = {"interval_start": "2013-01-01T00:00:00Z", "interval_end": "2013-01-08T00:00:00Z"}
+    run_id = flights.api.trigger(dag_id, window)
+    (run,) = flights.api.wait(dag_id, lambda run: run["dag_run_id"] == run_id, timeout_s=600)
+    assert run["state"] == "success", flights.why(dag_id, run)
+    (model,) = flights.api.xcom(dag_id, run_id, "winners")
+    assert "flight_delay" in json.dumps(model)
     until(lambda: not cluster.left(), 60, str(cluster.left()))

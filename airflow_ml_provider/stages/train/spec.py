@@ -142,8 +142,9 @@ class TrainSpec(Spec):
             raise invalid("seed", self.seed, "in [0, 2**31)")
         if (self.engine == "function") != (self.function is not None):
             raise SpecError("engine 'function' and the argument function go together; use @task.train")
-        if self.launch.ranks > 1 and self.engine not in ("torch", "function"):
-            raise invalid("launch", self.launch, f"one process on one node for engine {self.engine!r}")
+        for name, most in (("processes", self.launch.processes), ("nodes", self.launch.span[1])):
+            if most > 1 and self.engine not in ("torch", "function"):
+                raise invalid(f"launch.{name}", getattr(self.launch, name), f"1 for engine {self.engine!r}")
 
     @property
     def nodes(self) -> tuple[int, int]:

@@ -98,9 +98,9 @@ def test_a_suspended_job_is_waited_for(task, controllers, controller, capsys):
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(waiting())
     assert not here.pods()
+    assert capsys.readouterr().out.count("is suspended; it is waited for") == 1
     double.resume()
     assert here.end(here.begin(try_number=2))["status"] == "ok"
-    assert capsys.readouterr().out.count("is suspended; it is waited for") == 1
 
 
 @BOTH

@@ -127,6 +127,17 @@ def test_a_task_whose_time_is_over_leaves_nothing(task, modules, wait):
     wait(lambda: not here.cluster.left(), 15)
 
 
+def test_a_result_of_two_megabytes(task, modules):
+    telling = (
+        "from dataclasses import replace\n"
+        "from airflow_ml_provider.runtime import protocol\n"
+        "small = protocol.outcome_of_result\n"
+        "protocol.outcome_of_result = lambda result: small(replace(result, reason='long ' * 400_000))\n"
+    )
+    value = task(pythonpath=(modules(telling),)).run()
+    assert value["reason"] == "long " * 400_000
+
+
 def test_what_the_pod_prints_is_in_the_log(task, modules, capsys):
     here = task(pythonpath=(modules(SLOW.replace("600", "50")),), log_every_s=2)
     here.run()

@@ -57,6 +57,8 @@ class TestSpec:
             ({"validation": 15}, r"validation must be in \(0, 1\), got 15.0"),
             ({"validation": "much"}, "validation must be a number, got 'much'"),
             ({"launch": {"processes": 2}}, "launch.processes must be 1 for engine 'lightgbm', got 2"),
+            ({"engine": "torch", "launch": {"nodes": "1:2"}}, "launch.nodes must be 1 without pods, got '1:2'"),
+            ({"engine": "torch", "launch": {"nodes": "2:1"}}, "launch.nodes must be a number of 1 or more"),
             ({"launch": {"procesess": 2}}, "unknown key in launch 'procesess'; did you mean 'processes'?"),
             ({"segment": "EWR"}, "segment must be a mapping of columns to values"),
             ({"name": "a/b"}, "name must be letters"),

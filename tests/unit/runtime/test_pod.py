@@ -20,6 +20,8 @@ from airflow_ml_provider.runtime import InProcess, Pod, resolve
         ({"controller": "rayjob:latest"}, "controller must be"),
         ({"controller": "trainjob", "gang": "volcano"}, "gang must be kueue:QUEUE or empty with controller 'trainjob'"),
         ({"controller": "rayjob", "replacements": 1}, "replacements must be left at 3 with controller 'rayjob'"),
+        ({"replacements": -1}, "replacements must be at least 0"),
+        ({"gang": "kueue"}, "gang must be kueue:QUEUE"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -15,7 +15,7 @@ from airflow_ml_provider.stages.train import launch, logic
 from airflow_ml_provider.stages.train.spec import Launch, TrainResult, TrainSpec
 
 
-def test_ranks_are_asked_for_the_same_model_in_the_same_order(monkeypatch, tmp_path):
+def test_ranks_are_asked_for_the_same_model_in_the_same_order(monkeypatch):
     spec = TrainSpec(
         name="late", dataset=DatasetRef("rows", "/rows", "sha256:0"), output="/models", engine="torch",
         segment={"origin": "EWR", "carrier": "UA"}, params={"hidden": [4], "epochs": 1}, launch=Launch(processes=2),
@@ -29,7 +29,7 @@ def test_ranks_are_asked_for_the_same_model_in_the_same_order(monkeypatch, tmp_p
         return 0, deque()
 
     monkeypatch.setattr(launch, "_run", fake)
-    assert launch.torchrun(spec, RunInfo(dag_id="d"), tmp_path / "launch").reason == "done"
+    assert launch.torchrun(spec, RunInfo(dag_id="d")).reason == "done"
     asked = codec.decode(TrainSpec, told[0]["spec"], "spec")
     assert asked == spec
     assert list(asked.segment) == ["origin", "carrier"]
