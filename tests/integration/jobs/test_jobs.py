@@ -100,7 +100,8 @@ def test_a_suspended_job_is_waited_for(task, controllers, controller, capsys):
     assert not here.pods()
     assert capsys.readouterr().out.count("is suspended; it is waited for") == 1
     double.resume()
-    assert here.end(here.begin(try_number=2))["status"] == "ok"
+    patient = task(controller=controller)
+    assert patient.end(patient.begin(try_number=2))["status"] == "ok"
 
 
 @BOTH
