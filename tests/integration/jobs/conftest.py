@@ -75,7 +75,7 @@ def task(
 
     yield make
     for one in made:
-        kubernetes.wait(lambda one=one: not one.left(), 60, f"left behind: {one.left()}")
+        kubernetes.wait(lambda one=one: not one.left(), 120, f"left behind: {one.left()}")
 
 
 @pytest.fixture

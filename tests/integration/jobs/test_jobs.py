@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout, Tas
 
 from airflow_ml_provider.exceptions import StageCrashed
 from airflow_ml_provider.intervals import Interval
+from airflow_ml_provider.operators import _jobmanifest
 from airflow_ml_provider.runtime import InProcess
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.triggers import _kinds
@@ -172,7 +175,7 @@ def test_a_killed_task_leaves_nothing(task, controllers, modules, wait, controll
     here.begin(operator)
     here.running()
     operator.on_kill()
-    wait(lambda: not here.left(), 60)
+    wait(lambda: not here.left(), 120)
 
 
 @BOTH
@@ -182,7 +185,7 @@ def test_a_triggerer_tells_of_a_task_that_was_marked_failed(task, controllers, m
     deferred = here.begin(here.operator(connected=True))
     here.running()
     asyncio.run(deferred.trigger.on_kill())
-    wait(lambda: not here.left(), 60)
+    wait(lambda: not here.left(), 120)
 
 
 def test_a_task_whose_time_is_over_leaves_nothing(task, controllers, modules, wait):
@@ -196,7 +199,7 @@ def test_a_task_whose_time_is_over_leaves_nothing(task, controllers, modules, wa
     here.running()
     with pytest.raises(AirflowTaskTimeout, match="stage 'ingest' took longer than 0:00:06"):
         here.end(deferred, operator)
-    wait(lambda: not here.left(), 30)
+    wait(lambda: not here.left(), 120)
 
 
 @BOTH
@@ -228,6 +231,41 @@ def test_connection_settings_are_in_a_secret_that_the_job_owns(task, controllers
     assert "s3cret" not in json.dumps(here.pods())
     assert not [p for p in (here.folder / "exchange").rglob("*.json") if "s3cret" in p.read_text()]
     operator.on_kill()
+
+
+@BOTH
+def test_the_definition_has_a_place_for_all_that_is_sent(task, monkeypatch, controller):
+    """API servers drop what a definition does not know, in silence."""
+    sent, real = [], _jobmanifest.job
+    monkeypatch.setattr(_jobmanifest, "job", lambda *args: sent.append(real(*args)) or sent[-1])
+    template = {
+        "metadata": {"labels": {"mine": "m"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1, "tolerations": [{"operator": "Exists"}], "nodeSelector": {"a": "b"},
+            "serviceAccountName": "default", "securityContext": {"fsGroup": 7}, "imagePullSecrets": [{"name": "s"}],
+            "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+            "containers": [{"name": "base", "securityContext": {"runAsUser": 0}}],
+        },
+    }  # fmt: skip
+    here = task(controller=controller, cpu=0.1, memory_gib=0.1, gpus=1, shm_gib=0.1, pod_template=template)
+    operator = here.operator(connected=True)
+    operator.execution_timeout = timedelta(seconds=60)
+    here.begin(operator)
+    (job,) = here.jobs()
+    assert list(missing(sent[0], job)) == []
+    operator.on_kill()
+
+
+def missing(sent: Any, kept: Any, path: str = "") -> Iterator[str]:
+    """Give the paths of what was sent and is not kept as it was."""
+    if isinstance(sent, dict) and isinstance(kept, dict):
+        for name, value in sent.items():
+            yield from missing(value, kept.get(name), f"{path}.{name}")
+    elif isinstance(sent, list) and isinstance(kept, list) and len(sent) == len(kept):
+        for number, (one, other) in enumerate(zip(sent, kept, strict=True)):
+            yield from missing(one, other, f"{path}[{number}]")
+    elif sent != kept:
+        yield f"{path}: {sent!r} is {kept!r}"
 
 
 def test_a_cluster_without_the_definition_says_what_to_install(task, monkeypatch):
