@@ -33,7 +33,7 @@ def get_provider_info() -> dict[str, Any]:
             _modules("Feast", "hooks", "feast"),
             _modules("OpenLineage", "hooks", "lineage"),
         ],
-        "triggers": [_modules(_NAME, "triggers", "check", "previous")],
+        "triggers": [_modules(_NAME, "triggers", "check", "jobs", "pods", "previous")],
         "connection-types": _connection_types(),
         "task-decorators": [
             {"name": "train", "class-name": f"{_PACKAGE}.decorators.train.train_task"},

@@ -22,7 +22,7 @@ from airflow_ml_provider.runtime import Pod, Runtime, resolve
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_ml_provider.operators._pods import PodCall
+    from airflow_ml_provider.operators._pods import StageCall
     from airflow_ml_provider.stages import Result, Spec
     from airflow_ml_provider.stages.checks import Check
 
@@ -77,7 +77,7 @@ class StageOperator(BaseOperator):
         self.info: RunInfo | None = None
         self.result: Result | None = None
         self._active = resolve(runtime)
-        self._pod_call: PodCall | None = None
+        self._pod_call: StageCall | None = None
 
     def build_spec(self, interval: Interval, context: Context) -> Spec:
         """Return the spec of this task for an interval; the operator's fields are rendered by now."""
@@ -132,11 +132,14 @@ class StageOperator(BaseOperator):
             env = self.environment()
             return self._done(context, self._in_pod(self._active).finish(context, event, env), interval)
 
-    def _in_pod(self, pod: Pod) -> PodCall:
+    def _in_pod(self, pod: Pod) -> StageCall:
         from airflow_ml_provider.operators._pods import PodCall
 
         assert self.info is not None
-        self._pod_call = PodCall(self, pod, self.info)
+        carrier: type[StageCall] = PodCall
+        if pod.controller:
+            from airflow_ml_provider.operators._jobs import JobCall as carrier  # noqa: N813
+        self._pod_call = carrier(self, pod, self.info)
         return self._pod_call
 
     def _done(self, context: Context, result: Result, interval: Interval) -> Any:

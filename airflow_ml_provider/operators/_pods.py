@@ -34,8 +34,8 @@ _GONE, _THERE, _FORBIDDEN = 404, 409, (401, 403)
 _TAIL = 30  # lines of a pod that ended without an outcome
 
 
-class PodCall:
-    """One task's stage in its pods.
+class StageCall:
+    """One task's stage in a cluster; a subclass says what carries it there.
 
     Parameters:
         operator: whose stage it is.
@@ -48,39 +48,41 @@ class PodCall:
         self.exchange = Exchange(exchange_root(pod), info)
         self.spec: Spec | None = None
         self.namespace = ""
+        self.noun, self.container = "pod", _manifest.CONTAINER
 
     def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
-        """Start the pods and defer, or go on with those of an earlier try, or return what they have left.
+        """Start the stage and defer, or go on with an earlier try's, or return what that has left.
 
         Raises:
-            TaskDeferred: the pods run.
+            TaskDeferred: the stage runs.
         """
         require()
         self.spec = spec
-        with explained(self.pod.conn_id, "pod"):
+        with explained(self.pod.conn_id, self.noun):
             if self.exchange.put(spec) and (body := self.exchange.read()) and "error" not in body:
-                self.log.info("the pod of an earlier try has left its result in %s", self.exchange.outcome)
+                self.log.info("the %s of an earlier try has left its result in %s", self.noun, self.exchange.outcome)
                 self._find(context)
                 return self._conclude(body)
             self.exchange.drop_outcome()
+            found = self._find(context)
             try:
-                pods = self._ensure(context, env)
+                work = self._ensure(context, env, found)
             except Exception:
                 self._clean_up()
                 raise
         timeout = self.operator.execution_timeout
-        return self._defer(pods, {"deadline": time.time() + timeout.total_seconds() if timeout else None})
+        return self._defer(work, {"deadline": time.time() + timeout.total_seconds() if timeout else None})
 
     def finish(self, context: Context, event: Mapping[str, Any], env: Mapping[str, str]) -> Result:
         """Take the outcome, or replace what was lost and defer again.
 
         Raises:
-            TaskDeferred: pods still run.
-            StageCrashed: they ended without an outcome.
+            TaskDeferred: the stage still runs.
+            StageCrashed: it ended without an outcome.
             AirflowTaskTimeout: the task's time is over.
         """
         self.spec, self.namespace = self.exchange.spec(), event["namespace"]
-        with explained(self.pod.conn_id, "pod"):
+        with explained(self.pod.conn_id, self.noun):
             self._find(context)
             logged = self._log_rest(event["logged"])
             if body := self.exchange.read():
@@ -92,11 +94,11 @@ class PodCall:
                 )
             if event["status"] == "error":
                 raise Unavailable(f"the cluster of connection {self.pod.conn_id!r} does not answer: {event['message']}")
-            pods = self._look_after(context, env)
-        return self._defer(pods, {"deadline": event["deadline"], "logged": logged})
+            work = self._look_after(context, env, event)
+        return self._defer(work, {"deadline": event["deadline"], "logged": logged})
 
     def cancel(self) -> None:
-        """Remove the pods; called when the task is killed."""
+        """Remove what carries it; called when the task is killed."""
         if self.namespace:
             self._clean_up()
 
@@ -112,6 +114,72 @@ class PodCall:
         return self.spec.nodes
 
     def _find(self, context: Context) -> list[Any]:
+        """Return what carries this task's stage, and what an earlier try has left."""
+        raise TypeError(f"{type(self).__name__} must define _find")
+
+    def _ensure(self, context: Context, env: Mapping[str, str], found: Sequence[Any]) -> Any:
+        """Return what carries the stage from now on: of what was found what still works, or something new."""
+        raise TypeError(f"{type(self).__name__} must define _ensure")
+
+    def _look_after(self, context: Context, env: Mapping[str, str], event: Mapping[str, Any]) -> Any:
+        """Return what is still to be watched, or fail."""
+        raise TypeError(f"{type(self).__name__} must define _look_after")
+
+    def _defer(self, work: Any, state: Mapping[str, Any]) -> NoReturn:
+        """Defer until the trigger has something to decide."""
+        raise TypeError(f"{type(self).__name__} must define _defer")
+
+    def _log_rest(self, logged: str) -> str:
+        """Log what was printed since the trigger looked; return the time of the last line."""
+        raise TypeError(f"{type(self).__name__} must define _log_rest")
+
+    def _remove(self, item: Any, grace_s: int | None = None) -> None:
+        """Delete one of what `_find` gives."""
+        raise TypeError(f"{type(self).__name__} must define _remove")
+
+    def _conclude(self, body: dict[str, Any]) -> Result:
+        assert self.spec is not None
+        self._clean_up()
+        return self.exchange.take(body, self.spec)
+
+    def _crash(self, pods: Sequence[Any], why: str) -> NoReturn:
+        """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
+        for pod in pods:
+            self.log.error("last lines of pod %s:", pod.metadata.name)
+            log_lines(self.log, self._lines(pod)[-_TAIL:], "")
+        self._clean_up()
+        assert self.spec is not None
+        raise StageCrashed(
+            f"the {self.noun} of stage {self.spec.stage!r} ended without a result: {why or 'no reason is known'}"
+        ) from None
+
+    def _lines(self, pod: Any, after: str = "") -> list[tuple[str, str]]:
+        from kubernetes.client import ApiException
+
+        if verdict(pod).kind == "waits":
+            return []
+        try:
+            answer = self.carrier.client.read_namespaced_pod_log(
+                pod.metadata.name, self.namespace, container=self.container, timestamps=True, _preload_content=False
+            )  # fmt: skip
+        except ApiException as error:
+            self.log.warning("the log of pod %s cannot be read: %s", pod.metadata.name, error.reason)
+            return []
+        return new_lines(answer.data.decode(errors="replace"), after)
+
+    def _clean_up(self) -> None:
+        """Remove all that carries this task's stage; if that fails, how the stage ended still says more."""
+        try:
+            for item in self._find({}):
+                self._remove(item, grace_s=REMOVED_IN_S)
+        except Exception:
+            self.log.exception("%ss of this task may be left in namespace %s", self.noun, self.namespace)
+
+
+class PodCall(StageCall):
+    """One task's stage in its pods."""
+
+    def _find(self, context: Context) -> list[Any]:
         """Return the pods of this task, whatever has become of them."""
         if not self.namespace:
             self.namespace = self.carrier.build_pod_request_obj(context).metadata.namespace
@@ -119,10 +187,10 @@ class PodCall:
         found: list[Any] = self.carrier.client.list_namespaced_pod(self.namespace, label_selector=selector).items
         return found
 
-    def _ensure(self, context: Context, env: Mapping[str, str]) -> list[Any]:
+    def _ensure(self, context: Context, env: Mapping[str, str], found: Sequence[Any]) -> list[Any]:
         """Return one pod for each node: those of an earlier try that still work, and new ones."""
         working = {}
-        for old in self._find(context):
+        for old in found:
             state = verdict(old)
             ours = old.metadata.labels.get(_manifest.CALL) == self.exchange.digest
             if ours and state.kind in ("waits", "runs"):
@@ -138,7 +206,7 @@ class PodCall:
         self._join(pods)
         return pods
 
-    def _look_after(self, context: Context, env: Mapping[str, str]) -> list[Any]:
+    def _look_after(self, context: Context, env: Mapping[str, str], event: Mapping[str, Any]) -> list[Any]:
         """Return the pods that are still to be watched; lost ones are replaced."""
         pods = {_node_of(pod): pod for pod in self._find(context) if self._is_ours(pod)}
         states = {node: verdict(pod) for node, pod in pods.items()}
@@ -226,7 +294,7 @@ class PodCall:
             annotations={_manifest.TASK: pod.metadata.annotations[_manifest.TASK]},
             owner_references=[_manifest.owner(pod)],
         )
-        with _unless(_THERE):  # an earlier try made it
+        with unless(_THERE):  # an earlier try made it
             self.carrier.client.create_namespaced_secret(
                 self.namespace, client.V1Secret(metadata=meta, string_data=dict(env))
             )
@@ -238,14 +306,14 @@ class PodCall:
         owners = [_manifest.owner(pod) for pod in pods]
         body = _manifest.service(self.info, owners)
         api = self.carrier.client
-        with _unless(_THERE) as made:
+        with unless(_THERE) as made:
             api.create_namespaced_service(self.namespace, body)
         if made.refused:
             sanitized = api.api_client.sanitize_for_serialization(owners)
             patch = {"metadata": {"ownerReferences": sanitized}}
             api.patch_namespaced_service(_manifest.service_name(self.info), self.namespace, patch)
         if group := _manifest.pod_group(self.pod, self.info, self._nodes[0], owners):
-            with _unless(_THERE):
+            with unless(_THERE):
                 self.carrier.hook.custom_object_client.create_namespaced_custom_object(
                     *_manifest.POD_GROUPS[self.pod.gang.partition(":")[0]], self.namespace, "podgroups", group
                 )
@@ -258,50 +326,11 @@ class PodCall:
         self.operator.defer(trigger=trigger, method_name="collect")
         raise AssertionError("a deferred task does not go on")
 
-    def _conclude(self, body: dict[str, Any]) -> Result:
-        assert self.spec is not None
-        self._clean_up()
-        return self.exchange.take(body, self.spec)
-
-    def _crash(self, pods: Sequence[Any], why: str) -> NoReturn:
-        """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
-        for pod in pods:
-            self.log.error("last lines of pod %s:", pod.metadata.name)
-            log_lines(self.log, self._lines(pod)[-_TAIL:], "")
-        self._clean_up()
-        assert self.spec is not None
-        raise StageCrashed(
-            f"the pod of stage {self.spec.stage!r} ended without a result: {why or 'no reason is known'}"
-        ) from None
-
     def _log_rest(self, logged: str) -> str:
         """Log what the first pod has printed since the trigger looked; return the time of its last line."""
         first = [pod for pod in self._find({}) if self._is_ours(pod) and _node_of(pod) == 0]
         lines = [line for pod in first for line in self._lines(pod, logged)]
         return log_lines(self.log, lines, logged)
-
-    def _lines(self, pod: Any, after: str = "") -> list[tuple[str, str]]:
-        from kubernetes.client import ApiException
-
-        if verdict(pod).kind == "waits":
-            return []
-        try:
-            answer = self.carrier.client.read_namespaced_pod_log(
-                pod.metadata.name, self.namespace, container=_manifest.CONTAINER, timestamps=True,
-                _preload_content=False,
-            )  # fmt: skip
-        except ApiException as error:
-            self.log.warning("the log of pod %s cannot be read: %s", pod.metadata.name, error.reason)
-            return []
-        return new_lines(answer.data.decode(errors="replace"), after)
-
-    def _clean_up(self) -> None:
-        """Remove all pods of this task; if that fails, how the stage ended still says more."""
-        try:
-            for pod in self._find({}):
-                self._remove(pod, grace_s=REMOVED_IN_S)
-        except Exception:
-            self.log.exception("pods of this task may be left in namespace %s", self.namespace)
 
     def _remove(self, pod: Any, grace_s: int | None = None) -> None:
         """Delete this very pod; one that never began to run, or has ended, needs no time to end."""
@@ -312,7 +341,7 @@ class PodCall:
             return
         self.log.info("removing pod %s", pod.metadata.name)
         options = V1DeleteOptions(grace_period_seconds=0 if idle else grace_s, preconditions={"uid": pod.metadata.uid})
-        with _unless(_GONE, _THERE):  # gone, or another of the same name
+        with unless(_GONE, _THERE):  # gone, or another of the same name
             self.carrier.client.delete_namespaced_pod(pod.metadata.name, self.namespace, body=options)
 
 
@@ -351,7 +380,7 @@ class _Answer:
 
 
 @contextmanager
-def _unless(*statuses: int) -> Iterator[_Answer]:
+def unless(*statuses: int) -> Iterator[_Answer]:
     """Take these answers of the API server for a fact, not for an error."""
     from kubernetes.client import ApiException
 

@@ -23,6 +23,8 @@ from airflow_ml_provider.runtime.interpreter import Interpreter
 from airflow_ml_provider.stages import Result, Spec
 
 _GANG = re.compile(r"(kueue:[a-z0-9.-]+|volcano(:[a-z0-9.-]+)?|coscheduling)?")
+_NAME = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?"
+_CONTROLLER = re.compile(rf"(trainjob(:(TrainingRuntime/)?{_NAME})?|rayjob(:\d+(\.\d+)+\w*)?)?")
 
 __all__ = ["InProcess", "Interpreter", "Pod", "Runtime", "resolve"]
 
@@ -86,6 +88,11 @@ class Pod:
             node are replaced before the try fails; a program that fails by itself is not. What can be resumed is.
         gang: have several pods start together or not at all: `kueue:QUEUE`, `volcano`, `volcano:QUEUE` or
             `coscheduling`; empty leaves each to itself.
+        controller: who makes the pods: empty is the operator itself; `trainjob` is Kubeflow Trainer with its
+            ClusterTrainingRuntime `torch-distributed`, `trainjob:NAME` is another one of them,
+            `trainjob:TrainingRuntime/NAME` one of the namespace; `rayjob` is KubeRay, `rayjob:VERSION` names the Ray
+            version of the image. They replace lost pods by their own rules, so `replacements` stays as it is, and of
+            `gang` only `kueue:QUEUE` is theirs.
         start_s: the task fails when the pod has not begun to run after so many seconds.
         log_every_s: the task's log gets what the pod has printed every so many seconds; 0 at the end only.
         poll_s: the triggerer looks at the pod every so many seconds.
@@ -107,6 +114,7 @@ class Pod:
     pod_template: Union[str, Mapping[str, Any], None] = None
     replacements: int = 3
     gang: str = ""
+    controller: str = ""
     start_s: float = 600.0
     log_every_s: float = 60.0
     poll_s: float = 2.0
@@ -126,6 +134,22 @@ class Pod:
         for path in self.volumes:
             if not path.startswith("/"):
                 raise invalid("volumes", path, "by their path in the pod, which begins with /")
+        if self.controller:
+            self._check_controlled()
+
+    def _check_controlled(self) -> None:
+        if not _CONTROLLER.fullmatch(self.controller):
+            allowed = "trainjob, trainjob:RUNTIME, trainjob:TrainingRuntime/RUNTIME, rayjob, rayjob:VERSION or empty"
+            raise invalid("controller", self.controller, allowed)
+        if self.gang and not self.gang.startswith("kueue:"):
+            hint = "the controller starts the pods: set their scheduler in its own configuration"
+            raise invalid("gang", self.gang, f"kueue:QUEUE or empty with controller {self.controller!r}", hint)
+        usual = type(self).__dataclass_fields__["replacements"].default
+        if self.replacements != usual:
+            hint = "the controller replaces lost pods by its own rules"
+            raise invalid(
+                "replacements", self.replacements, f"left at {usual} with controller {self.controller!r}", hint
+            )
 
     @property
     def resources(self) -> dict[str, str]:

@@ -71,6 +71,11 @@ class Spec:
         """How many pods the stage takes, at least and at most, where it runs in pods."""
         return 1, 1
 
+    @property
+    def processes(self) -> int:
+        """How many processes work in each of them."""
+        return 1
+
     def requires(self) -> dict[str, str]:
         """Return the libraries that this very spec needs: import name to the name for `pip install`."""
         return {}

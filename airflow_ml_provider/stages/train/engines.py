@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +38,9 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
     """
     from airflow_ml_provider.stages.train import launch
 
-    folder, meeting = package.place(spec, info), launch.meeting(spec)
     ranked = spec.launch.ranks > 1 and spec.engine != "command"  # which starts the ranks of its script itself
+    in_ray = ranked and "AIRFLOW_ML_RAY" in os.environ
+    folder, meeting = package.place(spec, info), None if in_ray else launch.meeting(spec)
     if meeting and meeting.node > 0:  # the first node looks after the package
         if ranked:
             return launch.torchrun(spec, info, meeting)
@@ -48,6 +50,10 @@ def run(spec: TrainSpec, info: RunInfo) -> TrainResult:
         if package.finished(folder, spec, info):
             log.info("%s is complete and made from the same data and settings: nothing to do", folder)
             return package.result(folder, spec)
+        if in_ray:
+            from airflow_ml_provider.stages.train import ray
+
+            return ray.fit(spec, info)
         if ranked:
             return launch.torchrun(spec, info, meeting)
         found = train(spec, info, Ranks())

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def meeting(spec: TrainSpec) -> Optional[Meeting]:
         "node": "AIRFLOW_ML_NODE", "address": "AIRFLOW_ML_ADDRESS", "rendezvous": "AIRFLOW_ML_RENDEZVOUS",
         "patience_s": "AIRFLOW_ML_PATIENCE_S", "replacements": "AIRFLOW_ML_REPLACEMENTS",
     }  # fmt: skip
-    found = {field: os.environ[name] for field, name in names.items() if name in os.environ}
+    found = {**_of_kubeflow(), **{field: os.environ[name] for field, name in names.items() if name in os.environ}}
     if missing := [names[field] for field in ("node", "address", "rendezvous") if field not in found]:
         raise SpecError(
             f"launch.nodes {spec.launch.nodes!r} needs pods: give the task runtime=Pod(…), or set {', '.join(missing)} "
@@ -78,6 +79,18 @@ def meeting(spec: TrainSpec) -> Optional[Meeting]:
         int(found["node"]), found["address"], found["rendezvous"], float(found.get("patience_s", 600)),
         int(found.get("replacements", 0)),
     )  # fmt: skip
+
+
+def _of_kubeflow() -> dict[str, str]:
+    """Return what the torch plugin of Kubeflow Trainer says of the nodes, in the pods of a TrainJob."""
+    told = [os.environ.get(f"PET_{name}", "") for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")]
+    if not all(told):
+        return {}
+    node, host, port = told
+    # Pods of a JobSet are named like the one of the master, and have its domain: JOB-node-0-0.JOB.
+    domain = host.partition(".")[1:]
+    address = host if node == "0" else "".join((socket.gethostname(), *domain))
+    return {"node": node, "address": address, "rendezvous": f"{host}:{port}"}
 
 
 def torchrun(spec: TrainSpec, info: RunInfo, meeting: Optional[Meeting] = None) -> TrainResult:
@@ -156,7 +169,7 @@ def _result(spec: TrainSpec, folder: Path, code: int, tail: deque[str]) -> Train
         raise SystemExit(0)
     for outcome in sorted(outcomes, key=lambda o: o.get("error", {}).get("time", 0.0)):
         if "error" in outcome and not outcome["error"]["lost"]:
-            raise _error(outcome["error"])
+            raise as_error(outcome["error"])
     lines = "\n".join(tail)
     raise StageCrashed(
         f"torchrun with {spec.launch.ranks} processes ended without a result (exit code {code}); a rank was "
@@ -164,7 +177,8 @@ def _result(spec: TrainSpec, folder: Path, code: int, tail: deque[str]) -> Train
     )
 
 
-def _error(told: Mapping[str, Any]) -> Exception:
+def as_error(told: Mapping[str, Any]) -> Exception:
+    """Return the error that a rank has given an account of."""
     kind = BY_NAME.get(told["type"], StageFailed)
     return kind(
         f"rank {told['rank']}: {told['message']}\n{told['traceback']}" if kind is StageFailed else told["message"]

@@ -171,6 +171,10 @@ class TrainSpec(Spec):
     def nodes(self) -> tuple[int, int]:
         return self.launch.span
 
+    @property
+    def processes(self) -> int:
+        return self.launch.processes
+
     def requires(self) -> dict[str, str]:
         needs = {"numpy": "numpy", "pyarrow": "pyarrow", "onnx": "onnx", "onnxruntime": "onnxruntime"}
         if self.engine == "lightgbm":

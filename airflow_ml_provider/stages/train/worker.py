@@ -48,10 +48,9 @@ def main(folder: Path) -> int:
         raise
     except Exception as error:  # noqa: BLE001 - the stage raises it, with its traceback
         # Before the others lose their connection to this rank, and fail of that.
-        lost = _lost(error)
-        failures += not lost
-        told = {**_told(error), "rank": ranks.rank, "lost": lost, "failures": failures}
-        tables.write_text(path, json.dumps({"error": told}))
+        told = account(error, ranks)
+        failures += not told["lost"]
+        tables.write_text(path, json.dumps({"error": {**told, "failures": failures}}))
         if failures > spec.launch.max_restarts:  # torchrun would also restart it in place of a node's loss
             os.kill(int(os.environ[launch.LAUNCHER]), signal.SIGTERM)
         return 1
@@ -96,11 +95,13 @@ def _lost(error: Exception) -> bool:
     return far and any(word in words for word in _AWAY)
 
 
-def _told(error: Exception) -> dict[str, Any]:
+def account(error: Exception, ranks: Ranks) -> dict[str, Any]:
+    """Return what a rank says of its error, as JSON."""
     kind = type(error).__name__ if isinstance(error, MlError) else StageFailed.__name__
     message = str(error) if isinstance(error, MlError) else f"{type(error).__name__}: {error}"
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return {"type": kind, "message": message, "traceback": trace, "time": time.time()}
+    told = {"type": kind, "message": message, "traceback": trace, "time": time.time()}
+    return {**told, "rank": ranks.rank, "lost": _lost(error)}
 
 
 if __name__ == "__main__":

@@ -166,19 +166,28 @@ def modules(tmp_path: Path) -> Callable[[str], str]:
 @pytest.fixture
 def limited(cluster: kubernetes.Cluster, tmp_path: Path) -> str:
     """Return a connection that has no rights but those of the Role in the documentation."""
-    role = (REPO / "docs" / "kubernetes" / "role.yaml").read_text()
-    cluster.kubectl("apply", "-f", "-", stdin=role)
-    cluster.kubectl("create", "serviceaccount", "airflow")
-    account = f"--serviceaccount={kubernetes.NAMESPACE}:airflow"
-    cluster.kubectl("create", "rolebinding", "airflow", "--role=airflow-ml", account)
+    return limited_to(cluster, tmp_path, "role.yaml")
+
+
+def limited_to(cluster: kubernetes.Cluster, folder: Path, file: str) -> str:
+    """Return a connection that has the rights of one Role in the documentation; `folder` gets its kubeconfig."""
+    role = (REPO / "docs" / "kubernetes" / file).read_text()
+    name = yaml.safe_load(role)["metadata"]["name"]
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": kubernetes.NAMESPACE}],
+    }  # fmt: skip
+    cluster.kubectl("apply", "-f", "-", stdin=f"{role}\n---\n{json.dumps(account)}\n---\n{json.dumps(binding)}")
 
     def token() -> str:
-        secrets = [s for s in cluster.get("secrets") if s["metadata"]["name"].startswith("airflow-token")]
+        secrets = [s for s in cluster.get("secrets") if s["metadata"]["name"].startswith(f"{name}-token")]
         return base64.b64decode(secrets[0]["data"]["token"]).decode() if secrets else ""
 
     config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
     config["users"][0]["user"] = {"token": kubernetes.wait(token, 20)}
-    path = tmp_path / "limited.yaml"
+    path = folder / "limited.yaml"
     path.write_text(yaml.safe_dump(config))
     return kubernetes.connection(str(path))
 

@@ -15,6 +15,11 @@ from airflow_ml_provider.runtime import InProcess, Pod, resolve
         ({"start_s": -1}, "start_s must be greater than 0"),
         ({"gpus": -1}, "gpus must be at least 0"),
         ({"volumes": {"data": "claim"}}, "begins with /"),
+        ({"controller": "ray"}, "controller must be trainjob, .* or empty, got 'ray'"),
+        ({"controller": "trainjob:My Runtime"}, "controller must be"),
+        ({"controller": "rayjob:latest"}, "controller must be"),
+        ({"controller": "trainjob", "gang": "volcano"}, "gang must be kueue:QUEUE or empty with controller 'trainjob'"),
+        ({"controller": "rayjob", "replacements": 1}, "replacements must be left at 3 with controller 'rayjob'"),
         ({"replacements": -1}, "replacements must be at least 0"),
         ({"gang": "kueue"}, "gang must be kueue:QUEUE"),
     ],
@@ -37,3 +42,10 @@ def test_a_mapping_is_a_pod_as_in_a_configuration_file():
     with pytest.raises(SpecError, match="did you mean 'image'"):
         resolve({"imag": "i"})
     assert resolve("") == InProcess()
+
+
+@pytest.mark.parametrize(
+    "controller", ["trainjob", "trainjob:torch-2.9", "trainjob:TrainingRuntime/mine", "rayjob", "rayjob:2.52.0"]
+)
+def test_controllers(controller):
+    assert resolve({"image": "i", "controller": controller, "gang": "kueue:ml"}).controller == controller
