@@ -19,6 +19,7 @@ from airflow_ml_provider import tables
 from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable
 from airflow_ml_provider.operators import _manifest
 from airflow_ml_provider.operators._exchange import Exchange, exchange_root
+from airflow_ml_provider.operators._lineage import parent_environment
 from airflow_ml_provider.operators._verdicts import GONE, Verdict, avoided, never_ran, overdue_s, verdict
 from airflow_ml_provider.triggers.pods import OVERDUE_S, REMOVED_IN_S, PodsTrigger, log_lines, new_lines
 
@@ -48,6 +49,7 @@ class StageCall:
         self.exchange = Exchange(exchange_root(pod), info)
         self.spec: Spec | None = None
         self.namespace = ""
+        self.plain: Mapping[str, str] = {}
         self.noun, self.container = "pod", _manifest.CONTAINER
 
     def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
@@ -57,7 +59,7 @@ class StageCall:
             TaskDeferred: the stage runs.
         """
         require()
-        self.spec = spec
+        self.spec, env = spec, self._with_lineage(env, context)
         with explained(self.pod.conn_id, self.noun):
             if self.exchange.put(spec) and (body := self.exchange.read()) and "error" not in body:
                 self.log.info("the %s of an earlier try has left its result in %s", self.noun, self.exchange.outcome)
@@ -82,6 +84,7 @@ class StageCall:
             AirflowTaskTimeout: the task's time is over.
         """
         self.spec, self.namespace = self.exchange.spec(), event["namespace"]
+        env = self._with_lineage(env, context)
         with explained(self.pod.conn_id, self.noun):
             self._find(context)
             logged = self._log_rest(event["logged"])
@@ -106,7 +109,12 @@ class StageCall:
     def carrier(self) -> Any:
         """The KubernetesPodOperator that composes the pods."""
         assert self.spec is not None
-        return _manifest.carrier(self.operator, self.pod, self.exchange, self.spec.stage)
+        return _manifest.carrier(self.operator, self.pod, self.exchange, self.spec.stage, self.plain)
+
+    def _with_lineage(self, env: Mapping[str, str], context: Context) -> dict[str, str]:
+        """Have what emits OpenLineage in the pods hang under the task; return the settings that are secret."""
+        self.plain, secret = parent_environment(context)
+        return {**secret, **env}
 
     @property
     def _nodes(self) -> tuple[int, int]:

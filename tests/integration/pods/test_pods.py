@@ -84,6 +84,20 @@ def test_connection_settings_are_in_a_secret_that_the_pod_owns(task, modules, wa
     operator.on_kill()
 
 
+def test_what_emits_lineage_in_the_pod_is_told_its_parent(task, modules, monkeypatch):
+    parent = {"OPENLINEAGE_PARENT_ID": "space/dag.task/0"}, {"OPENLINEAGE__TRANSPORT": "s3cret"}
+    monkeypatch.setattr("airflow_ml_provider.operators._pods.parent_environment", lambda _: parent)
+    here = task(pythonpath=(modules(SLOW),))
+    operator = here.operator()
+    here.begin(operator)
+    (pod,) = here.pods()
+    assert {"name": "OPENLINEAGE_PARENT_ID", "value": "space/dag.task/0"} in pod["spec"]["containers"][0]["env"]
+    assert "s3cret" not in json.dumps(pod)
+    (secret,) = (s for s in here.cluster.get("secrets") if s["metadata"]["name"].startswith("ml-"))
+    assert set(secret["data"]) == {"OPENLINEAGE__TRANSPORT"}
+    operator.on_kill()
+
+
 def test_an_error_of_the_stage_is_raised_as_in_process(task):
     here = task()
     (here.folder / "a.csv").write_text("something\nelse\n")
