@@ -22,7 +22,7 @@ def test_ranks_are_asked_for_the_same_model_in_the_same_order(monkeypatch):
     )  # fmt: skip
     told = []
 
-    def fake(command):
+    def fake(command, env):
         folder = Path(command[-1])
         told.append(json.loads((folder / launch.CALL).read_text(encoding="utf-8")))
         (folder / "outcome-0.json").write_text(json.dumps({"result": codec.encode(TrainResult(reason="done"))}))

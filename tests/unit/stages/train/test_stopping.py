@@ -95,6 +95,7 @@ class TestRanks:
             assert f"ended after the snapshot of step 3: {whose} got SIGTERM" in caplog.text
 
     def test_without_a_store_nobody_stops(self, heard):
+        pytest.importorskip("torch")
         stopping = Stopping(2)
         stopping.told = True
         assert not stopping.due(1)
