@@ -1,10 +1,14 @@
-"""The one-node Kubernetes for tests, where its scripts are at hand: in `../shared/k8s`, or in `KUBE_SCRIPTS`."""
+"""The one-node Kubernetes for tests, where its scripts are at hand: in `../shared/k8s`, or in `KUBE_SCRIPTS`.
+
+`cluster.py up` starts it, and fails if there is none to start; `cluster.py down` stops it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,8 @@ REPO = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(os.environ.get("KUBE_SCRIPTS", REPO.parent / "shared" / "k8s"))
 CACHE = Path(os.environ.get("KUBE_CACHE", "/opt/kube-1.20"))
 STATE = Path(os.environ.get("KUBE_STATE", "/var/lib/kube-test"))
-NAMESPACE = os.environ.get("KUBE_NAMESPACE", "default")  # so that two test runs can share one cluster
+# So that two test runs, or two workers of one, can share a cluster.
+NAMESPACE = os.environ.get("KUBE_NAMESPACE") or os.environ.get("PYTEST_XDIST_WORKER", "default")
 IMAGE = "localhost/python:1"
 HOST = "10.244.0.1"  # this machine, seen from a pod
 
@@ -110,3 +115,23 @@ def wait(until: Callable[[], Any], seconds: float, what: str = "") -> Any:
             raise TimeoutError(what or f"nothing after {seconds} s")
         time.sleep(0.2)
     return found
+
+
+def main(command: str) -> int:
+    """Start or stop it; return 0 when there was something to do."""
+    if command == "down":
+        _run("down")
+        return 0
+    if STATE.exists():
+        print("a Kubernetes runs already")
+        return 1
+    try:
+        Cluster.start()
+    except NoCluster as reason:
+        print(f"no Kubernetes here, its tests will be skipped: {reason}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
