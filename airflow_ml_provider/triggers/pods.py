@@ -270,6 +270,6 @@ def log_lines(log: Any, lines: Sequence[tuple[str, str]], logged: str) -> str:
     """Log lines of a pod, each at the level that it names, if it does; return the time of the last line logged."""
     for stamp, line in lines:
         logged, (level, _, said) = stamp, line.partition("\t")
-        number = logging.getLevelName(level) if said else logging.INFO
-        log.log(number if isinstance(number, int) else logging.INFO, "%s", said or line)
+        number = logging.getLevelName(level)  # a text, where there is no such level
+        log.log(*((number, "%s", said) if isinstance(number, int) else (logging.INFO, "%s", line)))
     return logged

@@ -218,8 +218,8 @@ def _log(line: str) -> None:
     """Log a line of a rank, with the rank in front, at the level that the line names."""
     rank, line = (found.group(0), line[found.end() :]) if (found := _RANK.match(line)) else ("", line)
     level, _, message = line.partition("\t")
-    number = logging.getLevelName(level) if message else logging.INFO
-    log.log(number if isinstance(number, int) else logging.INFO, "%s%s", rank, message or line)
+    number = logging.getLevelName(level)  # a text, where there is no such level
+    log.log(*((number, "%s%s", rank, message) if isinstance(number, int) else (logging.INFO, "%s%s", rank, line)))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,84 @@
+"""What the trigger of pods makes of what it sees."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_ml_provider.triggers.pods import PodsTrigger, log_lines, nanoseconds, new_lines
+
+
+def trigger(**changes):
+    return PodsTrigger(**{"namespace": "n", "identity": "i", "uids": ["u"], "conn_id": "c", **changes})
+
+
+def pod(phase="Running", age_s=0, deleted_s=None):
+    now = datetime.now(timezone.utc)
+    meta = SimpleNamespace(
+        creation_timestamp=now - timedelta(seconds=age_s),
+        deletion_timestamp=None if deleted_s is None else now - timedelta(seconds=deleted_s),
+    )
+    return {"u": SimpleNamespace(metadata=meta, status=SimpleNamespace(phase=phase))}
+
+
+@pytest.mark.parametrize(
+    ("pods", "told"),
+    [
+        (pod(), ""),
+        (pod("Pending"), ""),
+        ({}, "changed"),
+        (pod("Succeeded"), "changed"),
+        (pod("Failed"), "changed"),
+        (pod("Pending", age_s=700), "late"),
+        (pod(deleted_s=5), ""),  # it has time to end
+        (pod(deleted_s=300), "changed"),  # its node does not answer
+        (pod("Pending", age_s=700, deleted_s=5), ""),
+    ],
+)
+def test_what_there_is_to_tell(pods, told):
+    assert trigger()._judge(pods) == told
+
+
+def test_the_task_s_time_may_be_over():
+    assert trigger(deadline=time.time() - 1)._judge(pod()) == "timeout"
+
+
+def test_it_is_made_again_as_it_was():
+    path, arguments = trigger(logged="2026-01-01T00:00:00Z", deadline=1.5).serialize()
+    assert path == "airflow_ml_provider.triggers.pods.PodsTrigger"
+    assert PodsTrigger(**arguments).serialize() == (path, arguments)
+
+
+def test_lines_are_given_once_and_of_rank_0_alone():
+    text = (
+        "2026-01-01T00:00:01.1Z INFO\ta.b\t[rank 0] mine\n"
+        "2026-01-01T00:00:01.12Z INFO\ta.b\t[rank 1] another's\n"
+        "2026-01-01T01:00:01.2+01:00 plain\n"
+        "no time at all\n"
+    )
+    everything = new_lines(text, "")
+    assert [line for _, line in everything] == ["INFO\ta.b\t[rank 0] mine", "plain"]
+    assert [line for _, line in new_lines(text, everything[0][0])] == ["plain"]
+    assert new_lines(text, everything[1][0]) == []
+
+
+@pytest.mark.parametrize(
+    ("stamp", "found"),
+    [("1970-01-01T00:00:01Z", 10**9), ("1970-01-01T01:00:01.5+01:00", 1_500_000_000), ("", -1), ("yesterday", -1)],
+)
+def test_times(stamp, found):
+    assert nanoseconds(stamp) == found
+
+
+def test_a_line_is_logged_at_the_level_that_it_names(caplog):
+    caplog.set_level(logging.DEBUG)
+    lines = [("t1", "WARNING\ta.b\tlook"), ("t2", "plain"), ("t3", "tab\tseparated")]
+    assert log_lines(logging.getLogger("x"), lines, "t0") == "t3"
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", "a.b\tlook"), ("INFO", "plain"), ("INFO", "tab\tseparated"),
+    ]  # fmt: skip
+    assert log_lines(logging.getLogger("x"), [], "t0") == "t0"
