@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from airflow_ml_provider.exceptions import MissingLibrary, SpecError, Unavailable
-from airflow_ml_provider.leftovers.logic import Found, task_of
+from airflow_ml_provider.hooks.cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require
+from airflow_ml_provider.leftovers.logic import Found, airflow_of, task_of
 
 log = logging.getLogger(__name__)
 
 IDENTITY, TASK = "airflow-ml/identity", "airflow-ml/task"
-_FORBIDDEN, _GONE, _THERE = (401, 403), 404, 409
 _PAGE = 500
 # Of all but pods only the metadata is fetched; so the contents of Secrets never come here.
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -71,7 +69,8 @@ class ClusterPlace:
             Unavailable: the cluster does not answer.
             MissingLibrary: the Kubernetes provider is not installed.
         """
-        with _explained(self.conn_id):
+        require("the cluster")
+        with explained(self.conn_id, "request"):
             return [thing for kind in KINDS for thing in self._of_kind(kind)]
 
     def remove(self, thing: Found) -> str:
@@ -89,23 +88,19 @@ class ClusterPlace:
             "propagationPolicy": "Background",
             "preconditions": {"uid": thing.uid},
         }
-        with _explained(self.conn_id):
+        with explained(self.conn_id, "deletion"):
             try:
                 self._call("DELETE", f"{self._path(self.kinds[thing.kind])}/{thing.name}", body=body)
             except ApiException as error:
-                if error.status not in (_GONE, _THERE):
+                if error.status not in (NOT_FOUND, CONFLICT):
                     raise
-                return "was gone already" if error.status == _GONE else "kept: another one has its name by now"
+                return "was gone already" if error.status == NOT_FOUND else "kept: another one has its name by now"
         return "deleted"
 
     @cached_property
     def _hook(self) -> Any:
-        try:
-            from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
-        except ImportError as error:
-            raise MissingLibrary(
-                f"the cluster needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
-            ) from error
+        from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+
         return KubernetesHook(conn_id=self.conn_id)
 
     @cached_property
@@ -124,7 +119,7 @@ class ClusterPlace:
                 for item in self._items(kind):
                     yield _found(kind, item)
         except ApiException as error:
-            if error.status not in _FORBIDDEN or kind.name == "Pod":
+            if error.status not in FORBIDDEN or kind.name == "Pod":
                 raise
             log.warning("connection %r may not list %s in %s", self.conn_id, kind.plural, self.namespace)
 
@@ -135,7 +130,7 @@ class ClusterPlace:
         try:
             return any(one["name"] == kind.plural for one in self._call("GET", kind.api)["resources"])
         except ApiException as error:
-            if error.status == _GONE:
+            if error.status == NOT_FOUND:
                 return False
             raise
 
@@ -174,46 +169,15 @@ class ClusterPlace:
 def _found(kind: Kind, item: dict[str, Any]) -> Found:
     meta, status = item["metadata"], item.get("status") or {}
     owners = meta.get("ownerReferences") or ()
+    annotation = (meta.get("annotations") or {}).get(TASK)
     return Found(
         kind=kind.name,
         name=meta["name"],
         uid=meta["uid"],
         created=datetime.fromisoformat(meta["creationTimestamp"].replace("Z", "+00:00")),
-        task=task_of((meta.get("annotations") or {}).get(TASK)),
+        task=task_of(annotation),
+        airflow=airflow_of(annotation),
         owner=f"{owners[0]['kind']}/{owners[0]['name']}" if owners else "",
         leaving="deletionTimestamp" in meta,
         where=" ".join(filter(None, [item.get("spec", {}).get("nodeName"), status.get("phase")])),
     )
-
-
-@contextmanager
-def _explained(conn_id: str) -> Iterator[None]:
-    """Turn what can go wrong on the way to a cluster into errors that say whether trying again can help."""
-    try:
-        from kubernetes.client import ApiException
-        from kubernetes.config import ConfigException
-        from urllib3.exceptions import HTTPError
-    except ImportError as error:
-        raise MissingLibrary(
-            f"the cluster needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
-        ) from error
-    from airflow.providers.common.compat.sdk import AirflowException
-
-    try:
-        yield
-    except (ConfigException, AirflowException) as error:
-        raise SpecError(f"connection {conn_id!r} does not say how to reach a cluster: {error}") from error
-    except ApiException as error:
-        said = f"{error.status} {error.reason}: {_message(error.body)}"
-        if error.status in _FORBIDDEN:
-            raise SpecError(f"connection {conn_id!r} may not do this in the cluster ({said})") from error
-        raise Unavailable(f"the cluster of connection {conn_id!r} answers {said}") from error
-    except HTTPError as error:
-        raise Unavailable(f"the cluster of connection {conn_id!r} does not answer: {error}") from error
-
-
-def _message(body: Any) -> str:
-    try:
-        return str(json.loads(body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return str(body or "no message")

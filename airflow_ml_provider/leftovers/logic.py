@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
-Verdict = Literal["left over", "in use", "too young", "unknown", "going", "with its owner"]
+Verdict = Literal["left over", "in use", "too young", "unknown", "another Airflow's", "going", "with its owner"]
 
 GONE, NO_STATE = "does not exist", "none"
 ENDED = ("success", "failed", "skipped", "upstream_failed", "removed", GONE)
@@ -44,6 +44,7 @@ class Found:
         owner: what Kubernetes removes it with, as `KIND/NAME`; empty if it stands alone.
         leaving: it is being deleted already.
         where: node and phase of a pod.
+        airflow: address of the Airflow that it was made for; empty where that had none.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Found:
     owner: str = ""
     leaving: bool = False
     where: str = ""
+    airflow: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,25 @@ def task_of(text: object) -> Task | None:
     >>> task_of('{"dag_id": "d", "task_id": "t", "run_id": "r", "map_index": -1}')
     Task(dag_id='d', task_id='t', run_id='r', map_index=-1)
     """
-    try:
-        body = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        return None
-    if not isinstance(body, Mapping):
-        return None
+    body = _mapping(text)
     names, index = [body.get(key) for key in ("dag_id", "task_id", "run_id")], body.get("map_index", -1)
     if not all(isinstance(name, str) and name for name in names) or type(index) is not int:
         return None
     dag_id, task_id, run_id = map(str, names)
     return Task(dag_id, task_id, run_id, index)
+
+
+def airflow_of(text: object) -> str:
+    """Return the address of the Airflow that an annotation names as JSON; empty if it names none."""
+    return str(_mapping(text).get("airflow", ""))
+
+
+def _mapping(text: object) -> Mapping[str, Any]:
+    try:
+        body = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return {}
+    return body if isinstance(body, Mapping) else {}
 
 
 def judge(
@@ -90,6 +100,7 @@ def judge(
     now: datetime,
     older_than: timedelta,
     named: Collection[str] = (),
+    here: str = "",
 ) -> list[Judged]:
     """Return what each thing is.
 
@@ -99,23 +110,25 @@ def judge(
             missing could not.
         now: the time.
         older_than: what is younger is never left over: its task may not have been noted yet.
-        named: names that were asked for; of these, what is unknown may go, too.
+        named: names that were asked for; of these, what is unknown or another Airflow's may go, too.
+        here: address of this Airflow; what was made for another one is not judged by the states of this one's tasks.
     """
-    judged = [_judge(thing, states, now - older_than, named) for thing in things if thing.kind != PACKAGE]
+    judged = [_judge(thing, states, now - older_than, named, here) for thing in things if thing.kind != PACKAGE]
     # A package serves calls that do not say which one they use. So old ones stay as long as any call does.
     busy = any(one.found.kind == CALL and one.verdict != "left over" for one in judged)
     packages = [thing for thing in things if thing.kind == PACKAGE]
     return judged + [Judged(thing, "", _age(thing, now - older_than, busy)) for thing in packages]
 
 
-def _judge(thing: Found, states: Mapping[Task, str], before: datetime, named: Collection[str]) -> Judged:
-    state = states.get(thing.task, "") if thing.task else ""
+def _judge(thing: Found, states: Mapping[Task, str], before: datetime, named: Collection[str], here: str) -> Judged:
+    another_s = bool(here and thing.airflow and thing.airflow != here)
+    state = "" if another_s else states.get(thing.task, "") if thing.task else ""
     if thing.leaving:
         return Judged(thing, state, "going")
     if thing.owner:
         return Judged(thing, state, "with its owner")
     if not state and thing.name not in named:
-        return Judged(thing, state, "unknown")
+        return Judged(thing, state, "another Airflow's" if another_s else "unknown")
     return Judged(thing, state, _age(thing, before, bool(state) and state not in ENDED))
 
 

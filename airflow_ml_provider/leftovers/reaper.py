@@ -64,12 +64,15 @@ def survey(where: Sequence[Place], ask: Ask, older_than_min: float, named: Colle
         SpecError: the age is negative, or a place cannot be looked at.
         Unavailable: a place does not answer.
     """
+    from airflow.providers.common.compat.sdk import conf
+
     if not older_than_min >= 0:
         raise invalid("older_than", older_than_min, "a number of minutes, 0 or more")
     # First what is there, then the states: so a task that begins in between is seen as alive.
     things = [thing for place in where for thing in place.look()]
     states = states_of((thing.task for thing in things if thing.task), ask)
-    judged = judge(things, states, datetime.now(timezone.utc), timedelta(minutes=older_than_min), named)
+    age, here = timedelta(minutes=older_than_min), conf.get("api", "base_url", fallback="")
+    judged = judge(things, states, datetime.now(timezone.utc), age, named, here)
     return [one for one in judged if not named or one.found.name in named]
 
 

@@ -22,7 +22,7 @@ from airflow_ml_provider.runtime import Pod, Runtime, resolve
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_ml_provider.operators._pods import StageCall
+    from airflow_ml_provider.operators._calls import StageCall
     from airflow_ml_provider.stages import Result, Spec
     from airflow_ml_provider.stages.checks import Check
 

@@ -112,5 +112,9 @@ def exchange_root(pod: Pod) -> Path:
 
 
 def task_of(info: RunInfo) -> Mapping[str, Any]:
-    """Return what names a task instance, as it is written on everything that is made for it."""
-    return {"dag_id": info.dag_id, "task_id": info.task_id, "run_id": info.run_id, "map_index": info.map_index}
+    """Return what names a task instance, as it is written on everything that is made for it.
+
+    `airflow` is the address of its Airflow, where `[api] base_url` has one: others may use the same namespace.
+    """
+    task = {"dag_id": info.dag_id, "task_id": info.task_id, "run_id": info.run_id, "map_index": info.map_index}
+    return {**task, "airflow": here} if (here := conf.get("api", "base_url", fallback="")) else task

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_ml_provider.exceptions import SpecError
+from airflow_ml_provider.hooks.cluster import CONFLICT, NOT_FOUND, unless
 from airflow_ml_provider.operators import _jobmanifest, _manifest
-from airflow_ml_provider.operators._pods import StageCall, unless
+from airflow_ml_provider.operators._calls import StageCall
 from airflow_ml_provider.operators._verdicts import told
 from airflow_ml_provider.triggers._kinds import KINDS
 from airflow_ml_provider.triggers.jobs import JobTrigger, removal
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from airflow_ml_provider.provenance import RunInfo
     from airflow_ml_provider.runtime import Pod
 
-_GONE, _THERE = 404, 409
 _WORKING = ("waits", "suspended", "runs")
 
 
@@ -62,7 +62,7 @@ class JobCall(StageCall):
         try:
             yield
         except ApiException as error:
-            if error.status != _GONE:
+            if error.status != NOT_FOUND:
                 raise
             known = f"{self.kind.plural}.{self.kind.group} {self.kind.version}"
             raise SpecError(
@@ -80,7 +80,7 @@ class JobCall(StageCall):
                 self._remove(old)
         job = going_on or self._make(context, env)
         if env:
-            with unless(_THERE):  # an earlier try made it
+            with unless(CONFLICT):  # an earlier try made it
                 self.carrier.client.create_namespaced_secret(self.namespace, _jobmanifest.secret(job, env))
         return job
 
@@ -150,7 +150,7 @@ class JobCall(StageCall):
         if "deletionTimestamp" in item["metadata"]:
             return
         self.log.info("removing %s %s", self.noun, _named(item)[0])
-        with unless(_GONE, _THERE):  # gone, or another of the same name
+        with unless(NOT_FOUND, CONFLICT):  # gone, or another of the same name
             self._api.delete_namespaced_custom_object(*self._where, _named(item)[0], body=removal(item))
 
 

@@ -8,180 +8,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.sdk.exceptions import AirflowTaskTimeout
-
 from airflow_ml_provider import tables
-from airflow_ml_provider.exceptions import MissingLibrary, SpecError, StageCrashed, Unavailable
+from airflow_ml_provider.hooks.cluster import CONFLICT, NOT_FOUND, unless
 from airflow_ml_provider.operators import _manifest
-from airflow_ml_provider.operators._exchange import Exchange, exchange_root
-from airflow_ml_provider.operators._lineage import parent_environment
+from airflow_ml_provider.operators._calls import StageCall
+from airflow_ml_provider.operators._exchange import Exchange
 from airflow_ml_provider.operators._verdicts import GONE, Verdict, avoided, never_ran, overdue_s, verdict
-from airflow_ml_provider.triggers.pods import OVERDUE_S, REMOVED_IN_S, PodsTrigger, log_lines, new_lines
+from airflow_ml_provider.triggers.pods import OVERDUE_S, PodsTrigger, log_lines
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-    from airflow_ml_provider.operators._base import StageOperator
-    from airflow_ml_provider.provenance import RunInfo
-    from airflow_ml_provider.runtime import Pod
-    from airflow_ml_provider.stages import Result, Spec
-
-_GONE, _THERE, _FORBIDDEN = 404, 409, (401, 403)
-_TAIL = 30  # lines of a pod that ended without an outcome
-
-
-class StageCall:
-    """One task's stage in a cluster; a subclass says what carries it there.
-
-    Parameters:
-        operator: whose stage it is.
-        pod: what a pod is like.
-        info: the task.
-    """
-
-    def __init__(self, operator: StageOperator, pod: Pod, info: RunInfo) -> None:
-        self.operator, self.pod, self.info, self.log = operator, pod, info, operator.log
-        self.exchange = Exchange(exchange_root(pod), info)
-        self.spec: Spec | None = None
-        self.namespace = ""
-        self.plain: Mapping[str, str] = {}
-        self.noun, self.container = "pod", _manifest.CONTAINER
-
-    def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
-        """Start the stage and defer, or go on with an earlier try's, or return what that has left.
-
-        Raises:
-            TaskDeferred: the stage runs.
-        """
-        require()
-        self.spec, env = spec, self._with_lineage(env, context)
-        with explained(self.pod.conn_id, self.noun):
-            if self.exchange.put(spec) and (body := self.exchange.read()) and "error" not in body:
-                self.log.info("the %s of an earlier try has left its result in %s", self.noun, self.exchange.outcome)
-                self._find(context)
-                return self._conclude(body)
-            self.exchange.drop_outcome()
-            found = self._find(context)
-            try:
-                work = self._ensure(context, env, found)
-            except Exception:
-                self._clean_up()
-                raise
-        timeout = self.operator.execution_timeout
-        return self._defer(work, {"deadline": time.time() + timeout.total_seconds() if timeout else None})
-
-    def finish(self, context: Context, event: Mapping[str, Any], env: Mapping[str, str]) -> Result:
-        """Take the outcome, or replace what was lost and defer again.
-
-        Raises:
-            TaskDeferred: the stage still runs.
-            StageCrashed: it ended without an outcome.
-            AirflowTaskTimeout: the task's time is over.
-        """
-        self.spec, self.namespace = self.exchange.spec(), event["namespace"]
-        env = self._with_lineage(env, context)
-        with explained(self.pod.conn_id, self.noun):
-            self._find(context)
-            logged = self._log_rest(event["logged"])
-            if body := self.exchange.read():
-                return self._conclude(body)
-            if event["status"] == "timeout":
-                self._clean_up()
-                raise AirflowTaskTimeout(
-                    f"stage {self.spec.stage!r} took longer than {self.operator.execution_timeout}"
-                )
-            if event["status"] == "error":
-                raise Unavailable(f"the cluster of connection {self.pod.conn_id!r} does not answer: {event['message']}")
-            work = self._look_after(context, env, event)
-        return self._defer(work, {"deadline": event["deadline"], "logged": logged})
-
-    def cancel(self) -> None:
-        """Remove what carries it; called when the task is killed."""
-        if self.namespace:
-            self._clean_up()
-
-    @cached_property
-    def carrier(self) -> Any:
-        """The KubernetesPodOperator that composes the pods."""
-        assert self.spec is not None
-        return _manifest.carrier(self.operator, self.pod, self.exchange, self.spec.stage, self.plain)
-
-    def _with_lineage(self, env: Mapping[str, str], context: Context) -> dict[str, str]:
-        """Have what emits OpenLineage in the pods hang under the task; return the settings that are secret."""
-        self.plain, secret = parent_environment(context)
-        return {**secret, **env}
-
-    @property
-    def _nodes(self) -> tuple[int, int]:
-        assert self.spec is not None
-        return self.spec.nodes
-
-    def _find(self, context: Context) -> list[Any]:
-        """Return what carries this task's stage, and what an earlier try has left."""
-        raise TypeError(f"{type(self).__name__} must define _find")
-
-    def _ensure(self, context: Context, env: Mapping[str, str], found: Sequence[Any]) -> Any:
-        """Return what carries the stage from now on: of what was found what still works, or something new."""
-        raise TypeError(f"{type(self).__name__} must define _ensure")
-
-    def _look_after(self, context: Context, env: Mapping[str, str], event: Mapping[str, Any]) -> Any:
-        """Return what is still to be watched, or fail."""
-        raise TypeError(f"{type(self).__name__} must define _look_after")
-
-    def _defer(self, work: Any, state: Mapping[str, Any]) -> NoReturn:
-        """Defer until the trigger has something to decide."""
-        raise TypeError(f"{type(self).__name__} must define _defer")
-
-    def _log_rest(self, logged: str) -> str:
-        """Log what was printed since the trigger looked; return the time of the last line."""
-        raise TypeError(f"{type(self).__name__} must define _log_rest")
-
-    def _remove(self, item: Any, grace_s: int | None = None) -> None:
-        """Delete one of what `_find` gives."""
-        raise TypeError(f"{type(self).__name__} must define _remove")
-
-    def _conclude(self, body: dict[str, Any]) -> Result:
-        assert self.spec is not None
-        self._clean_up()
-        return self.exchange.take(body, self.spec)
-
-    def _crash(self, pods: Sequence[Any], why: str) -> NoReturn:
-        """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
-        for pod in pods:
-            self.log.error("last lines of pod %s:", pod.metadata.name)
-            log_lines(self.log, self._lines(pod)[-_TAIL:], "")
-        self._clean_up()
-        assert self.spec is not None
-        raise StageCrashed(
-            f"the {self.noun} of stage {self.spec.stage!r} ended without a result: {why or 'no reason is known'}"
-        ) from None
-
-    def _lines(self, pod: Any, after: str = "") -> list[tuple[str, str]]:
-        from kubernetes.client import ApiException
-
-        if verdict(pod).kind == "waits":
-            return []
-        try:
-            answer = self.carrier.client.read_namespaced_pod_log(
-                pod.metadata.name, self.namespace, container=self.container, timestamps=True, _preload_content=False
-            )  # fmt: skip
-        except ApiException as error:
-            self.log.warning("the log of pod %s cannot be read: %s", pod.metadata.name, error.reason)
-            return []
-        return new_lines(answer.data.decode(errors="replace"), after)
-
-    def _clean_up(self) -> None:
-        """Remove all that carries this task's stage; if that fails, how the stage ended still says more."""
-        try:
-            for item in self._find({}):
-                self._remove(item, grace_s=REMOVED_IN_S)
-        except Exception:
-            self.log.exception("%ss of this task may be left in namespace %s", self.noun, self.namespace)
 
 
 class PodCall(StageCall):
@@ -302,7 +141,7 @@ class PodCall(StageCall):
             annotations={_manifest.TASK: pod.metadata.annotations[_manifest.TASK]},
             owner_references=[_manifest.owner(pod)],
         )
-        with unless(_THERE):  # an earlier try made it
+        with unless(CONFLICT):  # an earlier try made it
             self.carrier.client.create_namespaced_secret(
                 self.namespace, client.V1Secret(metadata=meta, string_data=dict(env))
             )
@@ -314,14 +153,14 @@ class PodCall(StageCall):
         owners = [_manifest.owner(pod) for pod in pods]
         body = _manifest.service(self.info, owners)
         api = self.carrier.client
-        with unless(_THERE) as made:
+        with unless(CONFLICT) as made:
             api.create_namespaced_service(self.namespace, body)
         if made.refused:
             sanitized = api.api_client.sanitize_for_serialization(owners)
             patch = {"metadata": {"ownerReferences": sanitized}}
             api.patch_namespaced_service(_manifest.service_name(self.info), self.namespace, patch)
         if group := _manifest.pod_group(self.pod, self.info, self._nodes[0], owners):
-            with unless(_THERE):
+            with unless(CONFLICT):
                 self.carrier.hook.custom_object_client.create_namespaced_custom_object(
                     *_manifest.POD_GROUPS[self.pod.gang.partition(":")[0]], self.namespace, "podgroups", group
                 )
@@ -349,7 +188,7 @@ class PodCall(StageCall):
             return
         self.log.info("removing pod %s", pod.metadata.name)
         options = V1DeleteOptions(grace_period_seconds=0 if idle else grace_s, preconditions={"uid": pod.metadata.uid})
-        with unless(_GONE, _THERE):  # gone, or another of the same name
+        with unless(NOT_FOUND, CONFLICT):  # gone, or another of the same name
             self.carrier.client.delete_namespaced_pod(pod.metadata.name, self.namespace, body=options)
 
 
@@ -369,62 +208,3 @@ def _note(exchange: Exchange, losses: list[dict[str, Any]], loss: dict[str, Any]
     """Write a loss down before anything is done about it, so that no crash makes the budget last longer."""
     losses.append(loss)
     tables.write_text(exchange.losses, json.dumps(losses))
-
-
-def require() -> None:
-    """Raise `MissingLibrary` without the Kubernetes provider."""
-    try:
-        import airflow.providers.cncf.kubernetes  # noqa: F401
-    except ImportError as error:
-        raise MissingLibrary(
-            f"runtime=Pod(…) needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
-        ) from error
-
-
-class _Answer:
-    """Whether the API server refused."""
-
-    refused = False
-
-
-@contextmanager
-def unless(*statuses: int) -> Iterator[_Answer]:
-    """Take these answers of the API server for a fact, not for an error."""
-    from kubernetes.client import ApiException
-
-    answer = _Answer()
-    try:
-        yield answer
-    except ApiException as error:
-        if error.status not in statuses:
-            raise
-        answer.refused = True
-
-
-def _message(body: Any) -> str:
-    try:
-        return str(json.loads(body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return str(body or "no message")
-
-
-@contextmanager
-def explained(conn_id: str, what: str) -> Iterator[None]:
-    """Turn what the cluster answers into errors that say whether trying again can help."""
-    from kubernetes.client import ApiException
-    from kubernetes.config import ConfigException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except ConfigException as error:
-        raise SpecError(f"connection {conn_id!r} does not say how to reach a cluster: {error}") from error
-    except ApiException as error:
-        said = f"{error.status} {error.reason}: {_message(error.body)}"
-        if error.status in _FORBIDDEN:
-            raise SpecError(f"connection {conn_id!r} may not do this in the cluster ({said})") from error
-        if error.status is not None and 400 <= error.status < 500 and error.status not in (_THERE, 429):
-            raise SpecError(f"the cluster does not take the {what}: {said}") from error
-        raise Unavailable(f"the cluster of connection {conn_id!r} answers {said}") from error
-    except HTTPError as error:
-        raise Unavailable(f"the cluster of connection {conn_id!r} does not answer: {error}") from error

@@ -19,6 +19,7 @@ class FakeTaskInstance:
     run_id: str = "run"
     map_index: int = -1
     try_number: int = 1
+    max_tries: int = 0
     start_date: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     dag_version_id: str | None = None
     bundle_instance: Any = None
@@ -61,7 +62,7 @@ def context(
         partition_key: key of a partitioned run.
         params: the run's parameters.
         cleared: the run was cleared and runs again.
-        ids: `dag_id`, `task_id`, `run_id`, `map_index`, `try_number`, `previous` … of the task instance.
+        ids: `dag_id`, `task_id`, `run_id`, `map_index`, `try_number`, `max_tries`, `previous` … of the task instance.
     """
     from airflow.sdk.execution_time.context import OutletEventAccessors
 

@@ -210,10 +210,12 @@ def test_stage_operators_leave_the_execution_to_the_base(cls: type[BaseOperator]
 
 def test_identity_never_contains_the_try_number() -> None:
     package = ROOT / "airflow_ml_provider"
+    may_ask_if_it_is_the_last = "operators/_calls.py"
     found = [
-        str(path.relative_to(package))
+        name
         for path in package.rglob("*.py")
-        if re.search(r"\.try_number|[\"']try_number", path.read_text(encoding="utf-8"))
+        if (name := str(path.relative_to(package))) != may_ask_if_it_is_the_last
+        and re.search(r"\.try_number|[\"']try_number", path.read_text(encoding="utf-8"))
     ]
     assert not found
 

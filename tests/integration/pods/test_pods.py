@@ -31,6 +31,9 @@ TELLING = "import os\nprint('SETTING is', os.environ['SETTING'], flush=True)\nim
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 
 
+DAY = Interval.from_key("2013-01-05")
+
+
 def digests(value: dict) -> dict[str, str]:
     return {ref["name"]: ref["digest"] for ref in value["outputs"]}
 
@@ -44,7 +47,7 @@ def test_the_result_is_that_of_the_task_s_own_process(task):
     value = here.run()
     assert not here.pods()
     assert not list((here.folder / "exchange" / "calls").iterdir())
-    alone = here.operator(runtime=InProcess()).execute(context(Interval.from_key("2013-01-05")))
+    alone = here.operator(runtime=InProcess()).execute(context(DAY))
     assert digests(value) == digests(alone)
     assert value["status"] == alone["status"] == "ok"
 
@@ -86,7 +89,7 @@ def test_connection_settings_are_in_a_secret_that_the_pod_owns(task, modules, wa
 
 def test_what_emits_lineage_in_the_pod_is_told_its_parent(task, modules, monkeypatch):
     parent = {"OPENLINEAGE_PARENT_ID": "space/dag.task/0"}, {"OPENLINEAGE__TRANSPORT": "s3cret"}
-    monkeypatch.setattr("airflow_ml_provider.operators._pods.parent_environment", lambda _: parent)
+    monkeypatch.setattr("airflow_ml_provider.operators._calls.parent_environment", lambda _: parent)
     here = task(pythonpath=(modules(SLOW),))
     operator = here.operator()
     here.begin(operator)
@@ -184,11 +187,33 @@ def test_a_retry_goes_on_with_the_pod_that_an_earlier_try_has_started(task, modu
     assert here.end(deferred, here.operator(connected=True), try_number=2)["status"] == "ok"
 
 
+def test_a_cluster_that_stumbles_costs_no_pod_as_long_as_there_is_a_further_try(task, modules, wait, monkeypatch):
+    from kubernetes.client import ApiException, CoreV1Api
+
+    def stumble(*_, **__):
+        raise ApiException(500, "stumbled")
+
+    here = task(pythonpath=(modules(SLOW),))
+    deferred = here.begin(here.operator(connected=True), max_tries=2)
+    first = here.running()
+    event = {**deferred.trigger.serialize()[1], "status": "error", "message": "away for long", "logged": ""}
+    with pytest.raises(Unavailable, match="away for long"):
+        here.operator(connected=True).collect(context(DAY, max_tries=2), event)
+    with monkeypatch.context() as patch:
+        patch.setattr(CoreV1Api, "create_namespaced_secret", stumble)
+        with pytest.raises(Unavailable, match="500 stumbled"):
+            here.begin(here.operator(connected=True), try_number=2, max_tries=2)
+    assert [uid(pod) for pod in here.pods()] == [uid(first)]
+    with pytest.raises(Unavailable, match="away for long"):
+        here.operator(connected=True).collect(context(DAY, try_number=3, max_tries=2), event)
+    wait(lambda: not here.cluster.left(), 15)
+
+
 def test_a_result_that_nobody_took_is_taken_by_the_next_try(task, wait):
     here = task()
     here.begin()
     wait(lambda: here.pods()[0]["status"]["phase"] == "Succeeded", 60)
-    assert here.operator().execute(context(Interval.from_key("2013-01-05"), try_number=2))["status"] == "ok"
+    assert here.operator().execute(context(DAY, try_number=2))["status"] == "ok"
 
 
 def test_a_cleared_task_does_not_go_on_with_the_pod_from_before(task, modules, wait):
@@ -259,7 +284,7 @@ def test_two_ranks_in_one_pod(task, spec, flights_file, tmp_path):
     )  # fmt: skip
     here = task(volumes={str(flights_file.parent): str(flights_file.parent)})
     value = here.end(here.begin(here.given(work)), here.given(work))
-    info = RunInfo("dag", "task", "run", interval=Interval.from_key("2013-01-05"), reason="schedule")
+    info = RunInfo("dag", "task", "run", interval=DAY, reason="schedule")
     alone = Interpreter(here.pod.python).call(replace(work, output=str(tmp_path / "others")), info, {})
     assert value["model"]["digest"] == alone.model.digest
 

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_ml_provider.leftovers.logic import CALL, GONE, NO_STATE, PACKAGE, Found, Task, judge, row, task_of
+from airflow_ml_provider.leftovers.logic import (
+    CALL,
+    GONE,
+    NO_STATE,
+    PACKAGE,
+    Found,
+    Task,
+    airflow_of,
+    judge,
+    row,
+    task_of,
+)
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 AGE = timedelta(minutes=10)
@@ -47,6 +58,16 @@ def test_what_cannot_be_asked_for_goes_only_by_its_name() -> None:
         assert verdict(thing, states, named=("another",)) == "unknown"
         assert verdict(thing, states, named=("p",)) == "left over"
         assert verdict(replace(thing, created=YOUNG), states, named=("p",)) == "too young"
+
+
+@pytest.mark.parametrize("state", [*ENDED, *ALIVE])
+def test_what_another_airflow_has_made_goes_only_by_its_name(state: str) -> None:
+    there = replace(POD, airflow="https://there")
+    for here, expected in (("https://here", "another Airflow's"), ("https://there", None), ("", None)):
+        (one,) = judge([there], {TASK: state}, NOW, AGE, here=here)
+        assert one.verdict == (expected or verdict(POD, {TASK: state}))
+    (one,) = judge([there], {TASK: state}, NOW, AGE, named=("p",), here="https://here")
+    assert one.verdict == "left over"
 
 
 def test_what_is_owned_goes_with_its_owner_and_what_goes_is_left_alone() -> None:
@@ -90,6 +111,7 @@ def test_nothing_goes_that_might_be_needed(state, minutes, owner, leaving, named
 )  # fmt: skip
 def test_an_annotation_that_names_no_task(text: str | None) -> None:
     assert task_of(text) is None
+    assert airflow_of(text) == ""
 
 
 def test_a_row_is_what_people_read() -> None:

@@ -1,0 +1,86 @@
+"""What a Kubernetes cluster answers, told as errors that say whether another try can help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_ml_provider.exceptions import MissingLibrary, SpecError, Unavailable
+
+NOT_FOUND, CONFLICT, FORBIDDEN = 404, 409, (401, 403)
+_BUSY = 429
+
+
+def require(what: str) -> None:
+    """Raise `MissingLibrary` without the Kubernetes provider.
+
+    Parameters:
+        what: needs it.
+    """
+    try:
+        import airflow.providers.cncf.kubernetes.hooks.kubernetes  # noqa: F401
+    except ImportError as error:
+        raise MissingLibrary(
+            f"{what} needs the Kubernetes provider: pip install 'airflow-ml-provider[kubernetes]' ({error})"
+        ) from error
+
+
+class Answer:
+    """Whether the API server refused."""
+
+    refused = False
+
+
+@contextmanager
+def unless(*statuses: int) -> Iterator[Answer]:
+    """Take these answers of the API server for a fact, not for an error."""
+    from kubernetes.client import ApiException
+
+    answer = Answer()
+    try:
+        yield answer
+    except ApiException as error:
+        if error.status not in statuses:
+            raise
+        answer.refused = True
+
+
+@contextmanager
+def explained(conn_id: str, what: str) -> Iterator[None]:
+    """Turn what goes wrong on the way to a cluster into errors of this package.
+
+    Parameters:
+        conn_id: the connection.
+        what: what the cluster is asked to take, for its refusal.
+
+    Raises:
+        SpecError: the connection does not lead to a cluster, may not do this, or the cluster does not take it.
+        Unavailable: the cluster does not answer, or answers that it cannot now.
+    """
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (ConfigException, AirflowNotFoundException) as error:
+        raise SpecError(f"connection {conn_id!r} does not say how to reach a cluster: {error}") from error
+    except ApiException as error:
+        said = f"{error.status} {error.reason}: {_message(error.body)}"
+        if error.status in FORBIDDEN:
+            raise SpecError(f"connection {conn_id!r} may not do this in the cluster ({said})") from error
+        if error.status is not None and 400 <= error.status < 500 and error.status not in (CONFLICT, _BUSY):
+            raise SpecError(f"the cluster does not take the {what}: {said}") from error
+        raise Unavailable(f"the cluster of connection {conn_id!r} answers {said}") from error
+    except HTTPError as error:
+        raise Unavailable(f"the cluster of connection {conn_id!r} does not answer: {error}") from error
+
+
+def _message(body: Any) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(body or "no message")
