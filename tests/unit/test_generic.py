@@ -210,7 +210,7 @@ def test_stage_operators_leave_the_execution_to_the_base(cls: type[BaseOperator]
 
 def test_identity_never_contains_the_try_number() -> None:
     package = ROOT / "airflow_ml_provider"
-    may_ask_if_it_is_the_last = "operators/_calls.py"
+    may_ask_if_it_is_the_last = "operators/_tries.py"
     found = [
         name
         for path in package.rglob("*.py")
