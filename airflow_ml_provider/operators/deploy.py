@@ -297,7 +297,8 @@ class RolloutOperator(ServingOperator):
         from airflow_ml_provider.stages.deploy.state import Seen
 
         assert self.info is not None
-        policy = codec.decode(RolloutPolicy, self.policy or {}, "policy")
+        # As those who go on will read it, so that its digest is theirs.
+        policy = codec.decode(RolloutPolicy, codec.encode(self.policy or {}), "policy")
         seen = Seen(health="pending", stable=self.serving.readings(self.service).get(stable.name, {}))
         state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
         record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))

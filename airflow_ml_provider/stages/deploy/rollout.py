@@ -1,12 +1,14 @@
 """The state machine of a rollout: what was seen in, what to do next out. It does no I/O and reads no clock.
 
-    state = begin(policy, seen, now, candidate="sha256:…", stable="sha256:…")
-    while not decision.over:
-        decision = advance(state, policy, look(), now())   # `look` is a back end's
-        act(decision)                                       # repeatable: it sets what shall be, not what shall change
-        state = decision.state                              # kept as JSON; a crash before or after `act` does no harm
+    state = begin(policy, look(), now(), candidate="sha256:…", stable="sha256:…")
+    while True:
+        decision = advance(state, policy, look(), now())
+        state = keep(decision.state)  # as JSON, before it is done: a crash in between loses an action, no decision
+        if decision.over:
+            break
+        act(decision)  # sets what shall be, not what shall change, so that it can be repeated
 
-- The candidate's share grows only after a step whose checks were met (or, if the policy says so, could not be made).
+- The candidate's share grows only after a step whose criteria were met, or, if the policy says so, could not be told.
 - Whatever fails takes the candidate's traffic away, and nothing gives it back afterwards.
 - An action is repeated until it is seen to have worked; the same observation again changes nothing.
 """

@@ -14,9 +14,9 @@ import math
 from typing import Callable
 
 RARE = 12.0
-"""Second parameter of the prior Beta(1/2, 12), which expects events to be rare: 4 % of the trials. Whether the intervals
-hold does not depend on it. Against Jeffreys' prior, Beta(1/2, 1/2), it takes about a sixth fewer requests to tell 2 %
-of errors from 0.6 %, and three more to tell 50 %."""
+"""Second parameter of the prior Beta(1/2, 12), which expects 4 % of the trials. The intervals hold whatever it is.
+Compared with Jeffreys' prior, Beta(1/2, 1/2), a default rollout can tell 2 % of errors from 0.6 % after 827 instead of
+990 requests, and 50 % after 6 instead of 5."""
 
 _HALVINGS = 40
 
@@ -24,8 +24,8 @@ _HALVINGS = 40
 def proportion(events: float, total: float, alpha: float) -> tuple[float, float]:
     r"""Return the bounds of a probability after `events` in `total` trials; exact for any sample size.
 
-    They hold every p with \( B(k + a, n - k + b) / B(a, b) < p^k (1 - p)^{n - k} / \alpha \), the beta-binomial mixture.
-    They are narrowest when events are rare; count failures, not successes.
+    They hold every p with \( B(k + a, n - k + b) / B(a, b) < p^k (1 - p)^{n - k} / \alpha \), a beta-binomial mixture,
+    and are narrowest when events are rare; count failures, not successes.
 
     >>> low, high = proportion(0, 1000, alpha=0.05)
     >>> low, round(high, 4)
