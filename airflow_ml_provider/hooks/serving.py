@@ -12,6 +12,6 @@ def serving(place: Place) -> Serving:
         from airflow_ml_provider.hooks.kserve import KServeServing
 
         return KServeServing(place)
-    from airflow_ml_provider.serving.local import LocalServing
+    from airflow_ml_provider.serving.place import LocalServing
 
     return LocalServing(place)

@@ -92,7 +92,7 @@ class MemoryServing:
         """Return a score for each row, as the version behaves."""
         self._answer()
         wanted, _ = self._services[name]
-        asked = version or wanted.stable.name
+        asked = version or self._chosen(wanted).name
         if len({len(values) for values in rows.values()}) != 1:
             raise DataError("all columns need as many values")
         count = len(next(iter(rows.values())))
@@ -102,12 +102,15 @@ class MemoryServing:
         """Let users ask so many times."""
         wanted, _ = self._services[name]
         for _ in range(requests):
-            if wanted.candidate and self._random.random() * 100 < wanted.percent:
+            chosen = self._chosen(wanted)
+            self._ask(name, chosen)
+            copied = wanted.candidate != chosen and self._random.random() * 100 < wanted.mirror
+            if copied and wanted.candidate:
                 self._ask(name, wanted.candidate)
-            else:
-                self._ask(name, wanted.stable)
-                if wanted.candidate and self._random.random() * 100 < wanted.mirror:
-                    self._ask(name, wanted.candidate)
+
+    def _chosen(self, wanted: Service) -> Version:
+        taken = wanted.candidate is not None and self._random.random() * 100 < wanted.percent
+        return wanted.candidate if taken and wanted.candidate else wanted.stable
 
     def _ask(self, name: str, version: Version) -> None:
         how, chance = self._behaviour(version.name), self._random

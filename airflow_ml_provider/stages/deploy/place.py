@@ -62,7 +62,7 @@ Place = Union[Local, KServe]
 KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe}
 
 
-def resolve(place: Union[Place, Mapping[str, Any]]) -> Place:
+def resolve(place: Any) -> Place:
     """Return the place that an operator's argument means: one, or a mapping such as `{"kserve": {"namespace": "ml"}}`.
 
     Raises:
