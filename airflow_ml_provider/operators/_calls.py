@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from airflow_ml_provider.exceptions import StageCrashed, Unavailable
-from airflow_ml_provider.hooks.cluster import explained, require
+from airflow_ml_provider.hooks._cluster import explained, require
 from airflow_ml_provider.operators import _manifest
 from airflow_ml_provider.operators._exchange import Exchange, exchange_root
 from airflow_ml_provider.operators._lineage import parent_environment

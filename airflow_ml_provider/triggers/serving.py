@@ -82,7 +82,7 @@ class ServingTrigger(KillableTrigger):
 
     def _look(self) -> str:
         """Look once; return the status that there is to tell, mostly none."""
-        from airflow_ml_provider.hooks.serving import serving
+        from airflow_ml_provider.hooks._serving import serving
         from airflow_ml_provider.stages.deploy.moves import look
         from airflow_ml_provider.stages.deploy.place import resolve
 
@@ -108,7 +108,7 @@ class ServingTrigger(KillableTrigger):
             await sync_to_async(self._hand_back, thread_sensitive=False)()
 
     def _hand_back(self) -> None:
-        from airflow_ml_provider.hooks.serving import serving
+        from airflow_ml_provider.hooks._serving import serving
         from airflow_ml_provider.stages.deploy.moves import hand_back
         from airflow_ml_provider.stages.deploy.place import resolve
 

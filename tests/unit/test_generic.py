@@ -131,7 +131,7 @@ def test_arguments_reach_the_attributes_of_their_names(cls: type[BaseOperator]) 
             assert getattr(operator, RENAMED.get(name, name)) == expected
 
 
-@pytest.mark.parametrize("cls", STAGE_OPERATORS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [c for c in STAGE_OPERATORS if "build_spec" in vars(c)], ids=lambda cls: cls.__name__)
 def test_defaults_are_those_of_the_spec(cls: type[StageOperator]) -> None:
     module = importlib.import_module(cls.build_spec.__module__)
     spec = vars(module)[inspect.get_annotations(cls.build_spec)["return"]]

@@ -1,4 +1,4 @@
-"""Where models are served. A place is a small frozen value, as a runtime is; `hooks.serving` opens it."""
+"""Where models are served. A place is a small frozen value, as a runtime is; `hooks._serving` opens it."""
 
 from __future__ import annotations
 

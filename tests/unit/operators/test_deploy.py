@@ -33,7 +33,7 @@ def version(number: int) -> Version:
 @pytest.fixture
 def place(monkeypatch):
     found = MemoryServing()
-    monkeypatch.setattr("airflow_ml_provider.hooks.serving.serving", lambda _: found)
+    monkeypatch.setattr("airflow_ml_provider.hooks._serving.serving", lambda _: found)
     return found
 
 
@@ -105,6 +105,14 @@ class TestDeploy:
         before = place.look("flights").revision
         run(deploy(1))
         assert place.look("flights").revision == before
+
+    def test_what_is_there_may_be_kept(self, place):
+        run(deploy(1, existing="keep"))
+        value = run(deploy(2, existing="keep"), run_id="another")
+        assert place.look("flights").wanted == Service("flights", version(1))
+        assert value["outputs"][0]["digest"] == model(1).digest
+        with pytest.raises(SpecError, match="existing must be replace or keep"):
+            deploy(2, existing="both")
 
     def test_it_waits_for_what_is_not_ready(self, place):
         place.behaviours["v1"] = Behaviour("waits", "pulling the image")
