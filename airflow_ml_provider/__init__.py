@@ -36,6 +36,7 @@ _PUBLIC = {
     "training_dag": "templates",
     "load_config": "templates",
     "rollback_dag": "templates",
+    "rollout_dag": "templates",
     "maintenance_dag": "templates",
     "scoring_dag": "templates",
 }

@@ -34,8 +34,8 @@ class DeployOperator(ServingOperator):
         server: what serves it: a `Server(…)`, or its attributes as a mapping; none takes the defaults.
         rows: rows of the request that must be answered, column to values; none makes one row of zeros and empty texts
             by the model's manifest, where the worker can read it, and asks nothing where it cannot.
-        existing: what to do with a service that is there already: `replace` its version, or `keep` it as it is: before a
-            rollout, which needs a version to begin with.
+        existing: what becomes of a service that is there already: `replace` its version, or `keep` it as it is, which
+            a rollout needs to begin with.
         wait_s: the version must be ready within so many seconds.
     """
 
@@ -151,6 +151,10 @@ class RolloutOperator(ServingOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if isinstance(policy, Mapping) and policy and "{{" not in str(policy):
+            from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+
+            codec.decode(RolloutPolicy, policy, "policy")
         self.model, self.evidence, self.policy, self.server = model, evidence, policy, server
 
     def begin(self, context: Context) -> Result:
