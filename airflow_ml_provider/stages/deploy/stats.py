@@ -216,10 +216,16 @@ class VersionStats:
 
     def restarted(self, earlier: VersionStats) -> bool:
         """Return whether the server has started anew since an earlier reading: a counter has fallen."""
-        counters = any(getattr(self, n) < getattr(earlier, n) for n in ("requests", "errors", "compared", "agreed"))
+        counters = any(now < before for now, before in zip(self._counters, earlier._counters))
         histograms = self.latency_s.restarted(earlier.latency_s) or self.scores.restarted(earlier.scores)
         sums = any(self.metrics.get(n, Moments()).restarted(m) for n, m in earlier.metrics.items())
         return counters or histograms or sums
+
+    @property
+    def _counters(self) -> tuple[int, ...]:
+        """Every number that only grows: those of the good ones, too."""
+        good, differ = self.requests - self.errors, self.compared - self.agreed
+        return good, self.errors, self.agreed, differ
 
     def _each(self, other: VersionStats, combine: Any) -> dict[str, Any]:
         names = [f.name for f in fields(self) if f.name != "metrics"]
