@@ -2,10 +2,10 @@
 
     python benchmarks/serving.py --python .venv-serving/bin/python --mlserver /opt/venvs/mlserver/bin/python
 
-LightGBM with 100 trees on 20 numbers, one row a request. `engine` is ONNX Runtime in the process itself, `server` one of
-our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching; `kserve` and
-`mlserver` are their servers with a model class around ONNX Runtime, where their Pythons have them. One client at a time
-gives the latencies, then `--clients` at once give the throughput; clients and servers share the machine's cores.
+LightGBM with 100 trees on 20 numbers, one row a request. `engine` is ONNX Runtime in the process itself, `server` is
+one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching.
+`kserve` and `mlserver` are their servers with a model class around ONNX Runtime, where the Pythons have them. One
+client at a time gives the latencies, then `--clients` at once give the throughput; all share the machine's cores.
 """
 
 from __future__ import annotations
