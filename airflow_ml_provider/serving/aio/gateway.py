@@ -252,7 +252,7 @@ async def run(
         log.info("service %s at %s", service, url)
         started()
         await stopping.wait()
-        await gateway.draining.wait(_LINGER_S, _GRACE_S)
+        await gateway.draining.wait(users, _LINGER_S, _GRACE_S)
         await users.cleanup()
         await gateway.close()
         await admin.cleanup()

@@ -213,7 +213,7 @@ async def serve(server: ModelServer, host: str, port: int, *, linger_s: float, g
         ended.cancel()
         return _verdict(error)
     await ended
-    await server.draining.wait(linger_s, grace_s)
+    await server.draining.wait(runner, linger_s, grace_s)
     await runner.cleanup()
     await server.close()
     return 0
