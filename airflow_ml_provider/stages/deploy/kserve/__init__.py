@@ -1,1 +1,1 @@
-"""Services on KServe: what to ask for, and what has become of it. No input or output; the hook does that."""
+"""Services on KServe: what to ask for, and what has become of it. Only `inference` speaks to anybody."""

@@ -80,7 +80,7 @@ def record_name(name: str) -> str:
     return f"{name}-airflow-ml"
 
 
-def wanted(data: Mapping[str, str]) -> Service:
+def recorded(data: Mapping[str, str]) -> Service:
     """Return what a service shall be, from the data of its record."""
     return codec.decode(Service, json.loads(data[WANTED]), "service")
 
@@ -145,6 +145,8 @@ def _standard(service: Service, where: Place, found: Sequence[Json]) -> dict[str
     _check_name(service.name, canary)
     _check_canary(service, stable, canary)
     canary["minReplicas"] = min(max(service.candidate.server.replicas[0], 1), stable["minReplicas"])
+    if "model" in canary:  # its definition asks for a name here, which the stable predictor must not have
+        canary["model"] = {**canary["model"], "name": ""}
     return {"predictor": stable, "canary": [{"predictor": canary, "trafficPercent": int(service.percent)}]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from airflow_ml_provider.exceptions import invalid
 
@@ -20,29 +20,27 @@ class Place:
 
     Attributes:
         shape: `standard` makes Deployments and splits traffic by `spec.canary`; `serverless` makes Knative revisions.
-        canaries: in `standard`, whether there is a `spec.canary`, as of KServe 0.20.
+        canaries: whether an InferenceService has a `spec.canary`, as of KServe 0.20.
         routes: in `standard`, whether traffic goes by the Gateway API; by an Ingress the stable version gets all of it.
-        modes: whether the modes have the names `Standard` and `Knative`, as of KServe 0.16.
     """
 
     shape: Literal["standard", "serverless"] = "standard"
     canaries: bool = True
     routes: bool = True
-    modes: bool = True
 
     @property
     def mode(self) -> str:
-        """The deployment mode as KServe calls it there."""
+        """The deployment mode as KServe calls it there; newer ones take the old names, too."""
         new, old = ("Standard", "RawDeployment") if self.shape == "standard" else ("Knative", "Serverless")
-        return new if self.modes else old
+        return new if self.canaries else old
 
 
-def place(config: Mapping[str, str], definition: Mapping[str, Any], mode: str = "") -> Place:
+def place(config: Mapping[str, str], canaries: bool, mode: str = "") -> Place:
     """Return what KServe can do.
 
     Parameters:
         config: data of its ConfigMap `inferenceservice-config`.
-        definition: the definition of InferenceServices (CRD).
+        canaries: whether its InferenceService has a `spec.canary`.
         mode: deployment mode that is asked for; empty takes that of `config`, `deploy.defaultDeploymentMode`.
 
     Raises:
@@ -54,12 +52,4 @@ def place(config: Mapping[str, str], definition: Mapping[str, Any], mode: str = 
     name = _LEGACY.get(asked, asked)
     if name not in shapes:
         raise invalid("deployment mode", asked, "one of Standard, RawDeployment, Knative, Serverless")
-    served = [one for one in definition["spec"]["versions"] if one["name"] == API_VERSION]
-    schema = served[0].get("schema", {}).get("openAPIV3Schema", {}).get("properties", {}) if served else {}
-    spec, status = (schema.get(key, {}).get("properties", {}) for key in ("spec", "status"))
-    return Place(
-        shape=shapes[name],
-        canaries="canary" in spec,
-        routes=bool(ingress.get("enableGatewayApi")),
-        modes="deploymentMode" in status,
-    )
+    return Place(shapes[name], canaries, routes=bool(ingress.get("enableGatewayApi")))
