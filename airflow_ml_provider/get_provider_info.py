@@ -7,7 +7,8 @@ from typing import Any
 _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = (
-    "ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor", "reap",
+    "ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor",
+    "deploy", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
@@ -33,7 +34,7 @@ def get_provider_info() -> dict[str, Any]:
             _modules("Feast", "hooks", "feast"),
             _modules("OpenLineage", "hooks", "lineage"),
         ],
-        "triggers": [_modules(_NAME, "triggers", "check", "jobs", "pods", "previous")],
+        "triggers": [_modules(_NAME, "triggers", "check", "jobs", "pods", "previous", "serving")],
         "connection-types": _connection_types(),
         "task-decorators": [
             {"name": "train", "class-name": f"{_PACKAGE}.decorators.train.train_task"},

@@ -277,8 +277,17 @@ class Scorer:
         if batch.num_rows == 0:
             return np.empty(0, dtype=np.float32)
         model = self.manifest.name
-        feeds = {name: read_input(batch, name, kind, model) for name, kind in self.manifest.inputs.items()}
-        return self._session.run([SCORE], feeds)[0].reshape(-1).astype(np.float32, copy=False)
+        return self.run({name: read_input(batch, name, kind, model) for name, kind in self.manifest.inputs.items()})
+
+    def run(self, feeds: Mapping[str, Any]) -> Any:
+        """Return P(label = 1) per row, float32 of shape [N].
+
+        Parameters:
+            feeds: every input as the graph takes it: float32 or objects of text, of shape [N, 1].
+        """
+        import numpy as np
+
+        return self._session.run([SCORE], dict(feeds))[0].reshape(-1).astype(np.float32, copy=False)
 
 
 def _open(name: str, graph: bytes, providers: Sequence[str], threads: int) -> Any:

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from airflow_ml_provider.hooks.cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require
+from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require
 from airflow_ml_provider.leftovers.logic import Found, airflow_of, task_of
 
 log = logging.getLogger(__name__)

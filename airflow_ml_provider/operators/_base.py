@@ -91,14 +91,14 @@ class StageOperator(BaseOperator):
         return None
 
     def execute(self, context: Context) -> Any:
-        with _verdicts():
+        with verdicts():
             if boolean(self.after_previous, "after_previous"):
                 self._wait_for_previous(context)
             return self.go_on(context)
 
     def go_on(self, context: Context, event: Mapping[str, Any] | None = None) -> Any:
         """Wait for what the work needs, then do it."""
-        with _verdicts():
+        with verdicts():
             self._wait(resolve_interval(context, self.grain, self.interval))
             return self.work(context)
 
@@ -110,7 +110,7 @@ class StageOperator(BaseOperator):
         """
         if event["status"] == "error":
             raise AirflowFailException(event["message"])
-        with _verdicts():
+        with verdicts():
             return self.work(context)
 
     def work(self, context: Context) -> Any:
@@ -124,7 +124,7 @@ class StageOperator(BaseOperator):
 
     def collect(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on once the trigger has seen a pod of this task end, or something else that asks for a decision."""
-        with _verdicts():
+        with verdicts():
             if not isinstance(self._active, Pod):
                 raise invalid("runtime", self.runtime, "a pod as long as the task's pod runs", "clear the task")
             interval = resolve_interval(context, self.grain, self.interval)
@@ -230,7 +230,7 @@ class StageOperator(BaseOperator):
 
 
 @contextmanager
-def _verdicts() -> Iterator[None]:
+def verdicts() -> Iterator[None]:
     """Let errors that another try cannot mend fail the task without one."""
     try:
         yield

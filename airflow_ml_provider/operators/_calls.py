@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from airflow_ml_provider.exceptions import StageCrashed, Unavailable
-from airflow_ml_provider.hooks.cluster import explained, require
+from airflow_ml_provider.hooks._cluster import explained, require
 from airflow_ml_provider.operators import _manifest
 from airflow_ml_provider.operators._exchange import Exchange, exchange_root
 from airflow_ml_provider.operators._lineage import parent_environment
+from airflow_ml_provider.operators._tries import has_further_try
 from airflow_ml_provider.operators._verdicts import verdict
 from airflow_ml_provider.triggers.pods import REMOVED_IN_S, log_lines, new_lines
 
@@ -103,7 +104,7 @@ class StageCall:
             with explained(self.pod.conn_id, self.noun):
                 yield
         except (Exception, AirflowTaskTimeout) as error:
-            if not (isinstance(error, Unavailable) and _has_further_try(context)):
+            if not (isinstance(error, Unavailable) and has_further_try(context)):
                 self._clean_up()
             raise
 
@@ -183,8 +184,3 @@ class StageCall:
                 self._remove(item, grace_s=REMOVED_IN_S)
         except Exception:
             self.log.exception("%ss of this task may be left in namespace %s", self.noun, self.namespace)
-
-
-def _has_further_try(context: Context) -> bool:
-    ti = context["ti"]
-    return ti.try_number <= ti.max_tries

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_ml_provider.exceptions import SpecError
-from airflow_ml_provider.hooks.cluster import CONFLICT, NOT_FOUND, unless
+from airflow_ml_provider.hooks._cluster import CONFLICT, NOT_FOUND, unless
 from airflow_ml_provider.operators import _jobmanifest, _manifest
 from airflow_ml_provider.operators._calls import StageCall
 from airflow_ml_provider.operators._verdicts import told

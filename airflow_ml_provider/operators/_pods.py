@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_ml_provider import tables
-from airflow_ml_provider.hooks.cluster import CONFLICT, NOT_FOUND, unless
+from airflow_ml_provider.hooks._cluster import CONFLICT, NOT_FOUND, unless
 from airflow_ml_provider.operators import _manifest
 from airflow_ml_provider.operators._calls import StageCall
 from airflow_ml_provider.operators._exchange import Exchange

@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Unavailable
-from airflow_ml_provider.operators._base import _verdicts, boolean
+from airflow_ml_provider.operators._base import boolean, verdicts
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -60,7 +60,7 @@ class ReapOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, str]]:
         from airflow_ml_provider.leftovers import reaper, states
 
-        with _verdicts():
+        with verdicts():
             delete = boolean(self.delete, "delete")
             where = reaper.places(self.kubernetes_conn_id, self.namespace, self.exchange)
             judged = reaper.survey(where, states.through(context["ti"]), _number(self.older_than_min))

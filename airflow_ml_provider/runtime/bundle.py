@@ -20,6 +20,7 @@ TRAVELS = (
     "tables.py",
     "registry",
     "runtime",
+    "serving",
     "stages",
     "lineage",
 )

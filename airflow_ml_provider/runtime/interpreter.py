@@ -24,7 +24,7 @@ from airflow_ml_provider.stages import Result, Spec
 log = logging.getLogger(__name__)
 
 # Airflow's configuration, connections and variables are secrets that a stage has no business with.
-_WITHHELD = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW", "PYTHONPATH", "PYTHONHOME")
+WITHHELD = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW", "PYTHONPATH", "PYTHONHOME")
 _TAIL = 40
 _PATIENCE_S = 5.0  # for the last lines of output once the process has ended
 _running: set[subprocess.Popen[str]] = set()
@@ -75,7 +75,7 @@ class Interpreter:
             _kill_group(process)
 
     def _environment(self, package: Path, env: Mapping[str, str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(WITHHELD)}
         path = os.pathsep.join([str(package), *self.pythonpath])
         return {**kept, **self.env, **env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 

@@ -1,4 +1,4 @@
-"""DAG factories: one validated configuration (Python or YAML) gives the scoring, training and rollback DAGs.
+"""DAG factories: one validated configuration (Python or YAML) gives the scoring, training, rollback and rollout DAGs.
 
 The maintenance DAG serves all pipelines and needs no configuration.
 """
@@ -14,6 +14,7 @@ _PUBLIC = {
     "scoring_dag": "scoring",
     "training_dag": "training",
     "rollback_dag": "rollback",
+    "rollout_dag": "rollout",
     "maintenance_dag": "maintenance",
 }
 

@@ -20,6 +20,11 @@ def retrain_asset(config: PipelineConfig) -> Asset:
     return asset(f"{config.name}.retrain")
 
 
+def champion_asset(config: PipelineConfig) -> Asset:
+    """Return the asset that is updated when a model of the pipeline has become champion."""
+    return asset(f"{config.name}.champion")
+
+
 def asset(name: str) -> Asset:
     """Return the asset of a name."""
     return Asset(name=name, uri=f"x-airflow-ml://{name.replace('.', '/')}")

@@ -187,6 +187,28 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """Where the champions answer requests, and how traffic moves from one to the next.
+
+    Attributes:
+        place: where, as `{"local": {"root": …}}` or `{"kserve": {"namespace": …}}`.
+        policy: attributes of a `RolloutPolicy`.
+        server: attributes of a `Server`.
+        on_refusal: a candidate that is rolled back fails its task (`fail`) or skips it (`skip`).
+    """
+
+    place: Mapping[str, Any]
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
+    on_refusal: Literal["fail", "skip"] = "fail"
+
+    def __post_init__(self) -> None:
+        from airflow_ml_provider.stages.deploy.place import resolve
+
+        resolve(self.place)
+
+
+@dataclass(frozen=True)
 class Features:
     """What is known of a row at the moment of its prediction.
 
@@ -262,6 +284,7 @@ class PipelineConfig:
         description: one sentence for the DAG's page.
         grain: window of runs that have none (manual runs without dates).
         monitor: when is it drift, when does training start again.
+        serving: where the champions answer requests; none serves none.
         operations: how the tasks behave.
         folder: folder that relative paths start from; by default that of the configuration file.
     """
@@ -275,6 +298,7 @@ class PipelineConfig:
     description: str = ""
     grain: Grain = "day"
     monitor: DriftPolicy = field(default_factory=DriftPolicy)
+    serving: Serving | None = None
     operations: Operations = field(default_factory=Operations)
     folder: str = ""
 

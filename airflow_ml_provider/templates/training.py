@@ -15,6 +15,7 @@ from airflow_ml_provider.operators.promote import PromoteOperator
 from airflow_ml_provider.operators.register import RegisterOperator
 from airflow_ml_provider.operators.train import TrainOperator
 from airflow_ml_provider.templates._parts import (
+    champion_asset,
     dag_arguments,
     interval_params,
     result,
@@ -196,6 +197,7 @@ def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> Non
             model=result(gate, "model"),
             backfill=f"{{{{ 'newer' if params.allow_backfill_promotion else '{training.promote_backfills}' }}}}",
             on_refusal="skip",
+            outlets=[champion_asset(config)],
             **stage_arguments(config, "promote"),
         )
         register >> gate >> promote

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
+
+from airflow_ml_provider.triggers._kill import KillableTrigger
 
 _PATIENCE_S = 600.0  # for an API server that is away
 REMOVED_IN_S = 10  # what a pod gets to end after its task was killed
@@ -20,7 +22,7 @@ _OTHER_RANK = re.compile(r"(\w+\t[^\t]*\t)?\[rank (?!0\])\d+\] ")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
 
-class ClusterTrigger(BaseTrigger):
+class ClusterTrigger(KillableTrigger):
     """Watch what a task has in a cluster until there is something to decide; a subclass says what that is.
 
     The event has `status` (`error` when the cluster does not answer for long, with a `message`; `timeout` when the
@@ -54,11 +56,10 @@ class ClusterTrigger(BaseTrigger):
         deadline: float | None,
         logged: str,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.namespace, self.identity, self.conn_id = namespace, identity, conn_id
         self.poll_s, self.log_every_s, self.start_s = poll_s, log_every_s, start_s
         self.deadline, self.logged = deadline, logged
-        self._told = False
         self._log_at = time.monotonic() + min(log_every_s, 2 * poll_s)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -69,7 +70,7 @@ class ClusterTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Give one event, once there is something to decide."""
         status, message = await self._watch()
-        self._told = True
+        self.has_told = True
         event = {"status": status, "message": message, **{name: getattr(self, name) for name in self.told}}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
@@ -127,7 +128,7 @@ class ClusterTrigger(BaseTrigger):
         """Remove what the task has: it was marked as something else, or cleared, while it was deferred."""
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
 
-        if self._told:
+        if self.has_told:
             return
         self.log.info("removing what this task has in the cluster")
         for pause_s in (1.0, 4.0, None):
@@ -140,26 +141,6 @@ class ClusterTrigger(BaseTrigger):
                     raise
                 self.log.warning("it could not be removed: %s", error)
                 await asyncio.sleep(pause_s)
-
-    async def cleanup(self) -> None:
-        """Do what `on_kill` does where Airflow has none (before 3.3), unless the triggerer only stops for a while."""
-        if self._told or hasattr(BaseTrigger, "on_kill"):
-            return
-        if await self._state() not in ("deferred", None):
-            await self.on_kill()
-
-    async def _state(self) -> str | None:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-        from asgiref.sync import sync_to_async
-
-        ti: Any = self.task_instance
-        index = -1 if ti.map_index is None else ti.map_index
-        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=index
-        )
-        key = ti.task_id if index < 0 else f"{ti.task_id}_{index}"
-        found = states.get(ti.run_id, {}).get(key)
-        return None if found is None else str(getattr(found, "value", found))
 
 
 class PodsTrigger(ClusterTrigger):

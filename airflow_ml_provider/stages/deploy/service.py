@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional, Protocol
 
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.stages.deploy.stats import VersionStats
 
 Format = Literal[
     "onnx", "triton", "mlflow", "sklearn", "xgboost", "lightgbm", "pytorch", "huggingface", "custom"
@@ -168,6 +169,10 @@ class Observed:
     address: str = ""
 
 
+Readings = Mapping[str, Mapping[str, VersionStats]]
+"""Name of a version to its servers' counters."""
+
+
 class Serving(Protocol):
     """A place that serves models: KServe in a cluster, or processes on this machine.
 
@@ -187,6 +192,14 @@ class Serving(Protocol):
 
         Raises:
             Conflict: it has another revision, or is there already: somebody else changed it.
+        """
+        ...
+
+    def readings(self, name: str) -> Readings:
+        """Return what each version has counted since its servers started.
+
+        Raises:
+            SpecError: nothing here counts requests.
         """
         ...
 

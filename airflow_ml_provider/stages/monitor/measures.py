@@ -72,7 +72,7 @@ def fine(reference: Column, current: Column) -> tuple[Pair, int]:
 def cells(reference: Column, current: Column) -> Pair:
     """Return the counts of two sketches in few cells, missing values included; cells that nobody is in are left out."""
     pair, _ = fine(reference, current)
-    group = _decile_cells if isinstance(reference, Numbers) else _value_cells
+    group = decile_cells if isinstance(reference, Numbers) else _value_cells
     counts: dict[Any, list[int]] = {}
     for name, a, b in zip(group(pair), pair.reference, pair.current):
         cell = counts.setdefault(name, [0, 0])
@@ -83,7 +83,7 @@ def cells(reference: Column, current: Column) -> Pair:
     return Pair(list(counts), [c[0] for c in counts.values()], [c[1] for c in counts.values()])
 
 
-def _decile_cells(pair: Pair) -> Iterator[int]:
+def decile_cells(pair: Pair) -> Iterator[int]:
     """Give the cell of each bin: the tenth of the reference in which the bin's middle lies."""
     total, below = max(1, sum(pair.reference)), 0
     for count in pair.reference:

@@ -1,0 +1,259 @@
+"""Serve a version of a model, move traffic from one version to another, and stop serving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import Refused, SpecError, StageCrashed, invalid
+from airflow_ml_provider.operators._serving import ServingOperator, seconds
+from airflow_ml_provider.refs import ModelRef, as_ref
+from airflow_ml_provider.stages import Result
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+    from airflow_ml_provider.stages.deploy.service import Observed, Server, Version
+    from airflow_ml_provider.stages.deploy.state import RolloutState
+
+
+class DeployOperator(ServingOperator):
+    """Serve a version of a model: create the service or change it, and wait until it truly answers.
+
+    The task has succeeded when the place says that this very version is ready, and the service has answered a request.
+    The same again changes nothing. A version that does not become ready gives way to the one before it; a new service
+    is removed again. All traffic goes to the new version at once: `RolloutOperator` moves it step by step.
+
+    The result's `model` is the model; its link `service` is the address.
+
+    Parameters:
+        model: the model: the result of `promote`, `gate` or `register`, its `model`, or a ref.
+        server: what serves it: a `Server(…)`, or its attributes as a mapping; none takes the defaults.
+        rows: rows of the request that must be answered, column to values; none makes one row of zeros and empty texts
+            by the model's manifest, where the worker can read it, and asks nothing where it cannot.
+        existing: what becomes of a service that is there already: `replace` its version, or `keep` it as it is, which
+            a rollout needs to begin with.
+        wait_s: the version must be ready within so many seconds.
+    """
+
+    template_fields: Sequence[str] = (*ServingOperator.template_fields, "model", "server", "rows", "existing", "wait_s")
+
+    def __init__(
+        self,
+        *,
+        model: ModelRef | Mapping[str, Any],
+        server: Server | Mapping[str, Any] | None = None,
+        rows: Mapping[str, Sequence[Any]] | None = None,
+        existing: str = "replace",
+        wait_s: float | str = 1800.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if "{{" not in str(wait_s):
+            seconds(wait_s, "wait_s")
+        if "{{" not in str(existing):
+            _check_existing(existing)
+        self.model, self.server, self.rows, self.existing, self.wait_s = model, server, rows, existing, wait_s
+
+    def begin(self, context: Context) -> Result:
+        from airflow_ml_provider.stages.deploy.logic import is_of, is_over, rollout_of, stable_of
+        from airflow_ml_provider.stages.deploy.service import Service
+
+        assert self.info is not None
+        _check_existing(self.existing)
+        version, observed = self._version(), self.serving.look(self.service)
+        before, revision = None, None
+        if observed is not None and self.existing == "keep" and not is_of(observed.wanted, self.info):
+            model = observed.wanted.stable.model
+            return Result(reason=f"service {self.service!r} is there already", inputs=(model,), outputs=(model,))
+        if observed is not None:
+            self._check_free(context, observed)
+            wanted, revision = observed.wanted, observed.revision
+            before = wanted.stable if is_over(wanted) else stable_of(wanted)
+        if observed is None or observed.wanted.stable != version or not is_over(observed.wanted):
+            self.log.info("service %s: version %s instead of %s", self.service, version.name, before and before.name)
+            rollout = rollout_of(self.info, before, version)
+            self.serving.put(Service(self.service, version, rollout=rollout), revision)
+        return self._settled() or self._wait_for(seconds(self.wait_s, "wait_s"))
+
+    def proceed(self, context: Context, state: Mapping[str, Any] | None) -> Result:
+        return self._settled() or self._wait_for(seconds(self.wait_s, "wait_s"))
+
+    def _settled(self) -> Result | None:
+        """Return the result if the version is ready; none while it may become so."""
+        from airflow_ml_provider.stages.deploy.service import Service
+
+        version, observed = self._version(), self.serving.look(self.service)
+        if observed is None or observed.wanted.stable != version:
+            raise StageCrashed(f"service {self.service!r} was deleted or changed while it got ready")
+        state = observed.states[version.name]
+        if state.phase == "failed":
+            raise StageCrashed(f"version {version.name!r} of service {self.service!r} cannot serve: {state.why}")
+        if state.phase == "waits":
+            self.log.info("version %s is not ready yet: %s", version.name, state.why)
+            return None
+        if rows := self._rows(version):
+            self.log.info("version %s answers %s", *reversed(self.serving.predict(self.service, rows)))
+        self.serving.put(Service(self.service, version), observed.revision)
+        return Result(inputs=(version.model,), outputs=(version.model,), links={"service": observed.address})
+
+    def _version(self) -> Version:
+        from airflow_ml_provider.stages.deploy.logic import version_of
+        from airflow_ml_provider.stages.deploy.service import Server
+
+        return version_of(as_ref(ModelRef, self.model, "model"), codec.decode(Server, self.server or {}, "server"))
+
+    def _rows(self, version: Version) -> Mapping[str, Sequence[Any]]:
+        """Return the rows to ask with."""
+        from airflow_ml_provider import models, tables
+        from airflow_ml_provider.exceptions import DataError
+
+        if self.rows is not None:
+            return self.rows
+        try:
+            inputs = models.read_manifest(tables.local_path(version.model.uri)).inputs
+        except (DataError, SpecError) as error:
+            self.log.warning("the service is asked nothing, for want of rows: %s", error)
+            return {}
+        return {column: [0.0 if kind == "float" else ""] for column, kind in inputs.items()}
+
+
+class RolloutOperator(ServingOperator):
+    """Move a service's traffic to another version of its model, step by step, and back at the first bad sign.
+
+    The candidate is deployed beside the stable version; then the policy moves the traffic and checks at every step what
+    both versions did. A candidate that does not pass is taken away, and the task is refused; one that passes becomes
+    the stable version. Every step's numbers are in the evidence. While it lasts the task is deferred; a killed worker,
+    triggerer or scheduler loses nothing, and a task that is killed, cleared or marked gives the traffic back.
+
+    The result's `rollout` is the evidence, `model` the candidate; its metrics are `steps` and `requests`.
+
+    Parameters:
+        model: the candidate: the result of `gate` or `register`, its `model`, or a ref.
+        evidence: folder for the evidence, a JSON file named by its digest.
+        policy: how the traffic moves: a `RolloutPolicy(…)`, or its attributes as a mapping; none takes the defaults.
+        server: what serves the candidate: a `Server(…)`, or its attributes as a mapping; none is the stable version's.
+        on_refusal: `fail` the task when the candidate is rolled back, or `skip` it.
+    """
+
+    template_fields: Sequence[str] = (*ServingOperator.template_fields, "model", "evidence", "policy", "server")
+
+    def __init__(
+        self,
+        *,
+        model: ModelRef | Mapping[str, Any],
+        evidence: str,
+        policy: RolloutPolicy | Mapping[str, Any] | None = None,
+        server: Server | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(policy, Mapping) and policy and "{{" not in str(policy):
+            from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+
+            codec.decode(RolloutPolicy, policy, "policy")
+        self.model, self.evidence, self.policy, self.server = model, evidence, policy, server
+
+    def begin(self, context: Context) -> Result:
+        from airflow_ml_provider.stages.deploy.logic import is_over, stable_of
+
+        assert self.info is not None
+        observed = self.serving.look(self.service)
+        if observed is None:
+            raise SpecError(f"service {self.service!r} does not exist: deploy its first version with DeployOperator")
+        self._check_free(context, observed)
+        wanted = observed.wanted
+        if wanted.rollout.get("identity") == self.info.identity and "state" in wanted.rollout:
+            self.log.info("going on with the rollout that an earlier try began")
+            return self.proceed(context, wanted.rollout["state"])
+        stable = wanted.stable if is_over(wanted) else stable_of(wanted) or wanted.stable
+        candidate = self._version(stable)
+        if candidate.model.digest == stable.model.digest:
+            said = f"version {stable.name!r} of service {self.service!r} is this model already"
+            return Result(reason=said, inputs=(stable.model,), outputs=(stable.model,))
+        self._start(observed, stable, candidate)
+        return self.begin(context)
+
+    def _start(self, observed: Observed, stable: Version, candidate: Version) -> None:
+        """Deploy the candidate beside the stable version, without any traffic."""
+        from airflow_ml_provider.stages.deploy import rollout
+        from airflow_ml_provider.stages.deploy.logic import rollout_of
+        from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+        from airflow_ml_provider.stages.deploy.service import Service
+        from airflow_ml_provider.stages.deploy.state import Seen
+
+        assert self.info is not None
+        # As those who go on will read it, so that its digest is theirs.
+        policy = codec.decode(RolloutPolicy, codec.encode(self.policy or {}), "policy")
+        seen = Seen(health="pending", stable=self.serving.readings(self.service).get(stable.name, {}))
+        state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
+        record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))
+        self.log.info("service %s: from version %s to %s", self.service, stable.name, candidate.name)
+        self.serving.put(Service(self.service, stable, candidate, rollout=record), observed.revision)
+
+    def proceed(self, context: Context, state: Mapping[str, Any] | None) -> Result:
+        from airflow_ml_provider.stages.deploy import moves
+
+        assert self.info is not None
+        identity, observed = self.info.identity, self.serving.look(self.service)
+        policy = {} if observed is None else observed.wanted.rollout.get("policy", {})
+        decision = moves.look(self.serving, self.service, identity, policy, state or {}, time.time())
+        if observed is None or decision is None:
+            raise Refused(f"service {self.service!r} was deleted or changed by somebody else during its rollout")
+        if decision.action != "wait":
+            self.log.info("%s: %s", decision.action, decision.reason)
+            moves.act(self.serving, self.service, identity, decision)
+        if not decision.over:
+            self._wait_for(policy=policy, state=codec.encode(decision.state))
+        return self._concluded(observed, decision.state)
+
+    def _concluded(self, observed: Observed, state: RolloutState) -> Result:
+        from airflow_ml_provider.stages.deploy import evidence
+        from airflow_ml_provider.stages.deploy.logic import candidate_of, stable_of
+        from airflow_ml_provider.stages.deploy.spec import RolloutResult
+
+        wanted, candidate = observed.wanted, candidate_of(observed.wanted)
+        stable = stable_of(wanted)
+        report = evidence.write(self.evidence, wanted, state)
+        return RolloutResult(
+            status="ok" if state.phase == "done" else "refused",
+            reason=state.reason,
+            inputs=(candidate.model,) if stable is None else (stable.model, candidate.model),
+            outputs=(candidate.model, report),
+            metrics={"steps": float(len(state.evidence)), "requests": float(evidence.requests(state))},
+            links={"service": observed.address, "evidence": report.uri},
+            rollout=report,
+            model=candidate.model,
+        )
+
+    def _version(self, stable: Version) -> Version:
+        from airflow_ml_provider.stages.deploy.logic import version_of
+        from airflow_ml_provider.stages.deploy.service import Server
+
+        server = stable.server if self.server is None else codec.decode(Server, self.server, "server")
+        return version_of(as_ref(ModelRef, self.model, "model"), server)
+
+
+class UndeployOperator(ServingOperator):
+    """Stop serving: remove a service with all its versions. One that is not there is no failure.
+
+    A service that another task is rolling out is refused.
+    """
+
+    ui_color = "#f2dede"
+
+    def begin(self, context: Context) -> Result:
+        observed = self.serving.look(self.service)
+        if observed is None:
+            return Result(status="skipped", reason=f"service {self.service!r} does not exist")
+        self._check_free(context, observed)
+        self.serving.remove(self.service)
+        return Result(inputs=(observed.wanted.stable.model,))
+
+
+def _check_existing(value: str) -> None:
+    if value not in ("replace", "keep"):
+        raise invalid("existing", value, "replace or keep")

@@ -1,0 +1,103 @@
+"""What the gateway and the model server share of HTTP: errors as JSON, and an end that loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from airflow_ml_provider.exceptions import Conflict, DataError, MlError, SpecError, Unavailable
+from airflow_ml_provider.serving import oip
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_STATUS = ((SpecError, 422), (DataError, 400), (Conflict, 409), (Unavailable, 503))
+
+
+def json_response(body: bytes, status: int = 200, **headers: str) -> web.Response:
+    """Return a JSON answer; `x_model_version="2"` becomes the header `x-model-version`."""
+    found = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.Response(body=body, status=status, content_type="application/json", headers=found)
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error as `{"error": …}` with the status that says whose fault it is."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge as error:
+        limit = request.client_max_size
+        response = json_response(oip.error(f"the body must have at most {limit} bytes"), error.status)
+        response.force_close()  # the rest of the body is not read
+        return response
+    except web.HTTPException as error:
+        return json_response(oip.error(error.reason), error.status)
+    except MlError as error:
+        status = next((status for cls, status in _STATUS if isinstance(error, cls)), 500)
+        return json_response(oip.error(error), status)
+    except Exception as error:
+        log.exception("%s %s", request.method, request.path)
+        return json_response(oip.error(f"{type(error).__name__}: {error}"), 500)
+
+
+class Draining:
+    """Counts what is in flight, and says when a server may end.
+
+    Attributes:
+        started: whether the end has begun; not ready any more from then on.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self._in_flight = 0
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count a request; once the end has begun, have its connection closed after the answer."""
+        self._in_flight += 1
+        try:
+            response = await handler(request)
+        finally:
+            self._in_flight -= 1
+        if self.started:
+            response.force_close()
+        return response
+
+    async def wait(self, linger_s: float, grace_s: float) -> None:
+        """Begin the end: answer what comes for `linger_s` more seconds and what is in flight for up to `grace_s`."""
+        self.started = True
+        await asyncio.sleep(linger_s)
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while self._in_flight and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+
+
+def application(draining: Draining, max_body: int, **options: Any) -> web.Application:
+    """Return an application without routes that counts its requests and answers errors as JSON."""
+    return web.Application(middlewares=[draining.middleware, errors_as_json], client_max_size=max_body, **options)
+
+
+async def listen(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+    """Serve an application and return its runner and the port, which 0 leaves to the system."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return runner, runner.addresses[0][1]
+
+
+def on_signal() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    event = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event

@@ -1,0 +1,82 @@
+"""Where models are served. A place is a small frozen value, as a runtime is; `hooks._serving` opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import invalid
+
+
+@dataclass(frozen=True)
+class Local:
+    """Serve on this machine: a gateway per service, and below it one server process per version.
+
+    It is for development and for small use on one machine; whoever needs more takes `KServe`.
+
+    Attributes:
+        root: folder of the services' state.
+        python: the Python with the server's libraries (`pip install 'airflow-ml-provider[serving]'`); empty takes the
+            one that runs the task.
+        port: port of the service on 127.0.0.1; 0 takes a free one when the service is first deployed.
+    """
+
+    root: str
+    python: str = ""
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise invalid("root", self.root, "a folder for the state of the services")
+        if not 0 <= self.port <= 65535:
+            raise invalid("port", self.port, "in [0, 65535]")
+
+
+@dataclass(frozen=True)
+class KServe:
+    """Serve by KServe in a Kubernetes cluster.
+
+    Attributes:
+        conn_id: Airflow connection to the cluster.
+        namespace: namespace; empty takes that of the connection.
+        mode: `standard` (Deployments) or `serverless` (Knative); empty takes what the cluster does by default.
+        address: where to send requests instead of the URL that KServe gives a service, such as that of an ingress that
+            the worker reaches.
+        prometheus_conn_id: Airflow connection (HTTP) to the Prometheus that scrapes the servers; rollouts need it.
+    """
+
+    conn_id: str = "kubernetes_default"
+    namespace: str = ""
+    mode: Literal["", "standard", "serverless"] = ""
+    address: str = ""
+    prometheus_conn_id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("", "standard", "serverless"):
+            raise invalid("mode", self.mode, "standard, serverless or empty")
+
+
+Place = Union[Local, KServe]
+KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe}
+
+
+def resolve(place: Any) -> Place:
+    """Return the place that an operator's argument means: one, or a mapping such as `{"kserve": {"namespace": "ml"}}`.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    if isinstance(place, (Local, KServe)):
+        return place
+    if isinstance(place, Mapping) and len(place) == 1 and (kind := next(iter(place))) in KINDS:
+        found: Place = codec.decode(KINDS[kind], place[kind] or {}, kind)
+        return found
+    allowed = 'Local(…), KServe(…), or one of them as a mapping such as {"kserve": {"namespace": "ml"}}'
+    raise invalid("place", place, allowed)
+
+
+def encode(place: Place) -> dict[str, Any]:
+    """Return a place as the mapping that `resolve` takes."""
+    return {next(kind for kind, cls in KINDS.items() if isinstance(place, cls)): codec.encode(place)}

@@ -1,0 +1,147 @@
+"""Where a rollout stands, what a back end sees of it, and what is to be done. JSON by `codec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Optional
+
+from airflow_ml_provider.stages.deploy.policy import Step
+from airflow_ml_provider.stages.deploy.stats import VersionStats
+
+Health = Literal["pending", "ready", "failed", "gone"]
+Phase = Literal["starting", "shifting", "baking", "finishing", "rolling_back", "done", "rolled_back"]
+Action = Literal["wait", "set_traffic", "promote", "roll_back", "done", "failed"]
+
+Reading = Mapping[str, VersionStats]
+"""Name of a server (a pod) to what it counted since it started."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a back end observes.
+
+    Attributes:
+        health: whether the candidate can answer.
+        reason: why it failed, in the back end's words.
+        percent: of the users' requests that go to the candidate now.
+        mirror_percent: of the users' requests that are copied to it now.
+        promoted: the candidate has taken the stable version's place.
+        generation: what was asked for last, counted …
+        observed_generation: … and which of it is in effect, as in Kubernetes. What lags behind is not acted upon.
+        stable: readings of the stable version's servers. A server that does not answer is left out.
+        candidate: readings of the candidate's servers.
+    """
+
+    health: Health
+    reason: str = ""
+    percent: float = 0.0
+    mirror_percent: float = 0.0
+    promoted: bool = False
+    generation: int = 0
+    observed_generation: int = 0
+    stable: Reading = field(default_factory=dict)
+    candidate: Reading = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Whether what was asked for last is in effect."""
+        return self.observed_generation >= self.generation
+
+    @property
+    def exposed(self) -> bool:
+        """Whether any request reaches the candidate."""
+        return self.percent > 0 or self.mirror_percent > 0
+
+    def has(self, step: Step) -> bool:
+        """Return whether the traffic is that of a step."""
+        return (self.percent, self.mirror_percent) == (step.percent, step.mirror_percent)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One of both versions, and what it has counted since the step began.
+
+    Attributes:
+        digest: of the model.
+        readings: the last one of each server.
+        window: what all servers counted since the step began.
+        restarts: how often a server's counters were seen to start anew in that time.
+    """
+
+    digest: str
+    readings: Reading = field(default_factory=dict)
+    window: VersionStats = field(default_factory=VersionStats)
+    restarts: int = 0
+
+    def read(self, readings: Reading) -> Version:
+        """Return it with what came since the last readings. A server that is new started after them."""
+        window, restarts = self.window, self.restarts
+        for server, now in readings.items():
+            before = self.readings.get(server, VersionStats())
+            window, restarts = window + (now - before), restarts + now.restarted(before)
+        return replace(self, readings={**self.readings, **readings}, window=window, restarts=restarts)
+
+    def anew(self) -> Version:
+        """Return it with an empty window."""
+        return replace(self, window=VersionStats(), restarts=0)
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """Where a rollout stands. JSON by `codec`; everything else that a decision needs comes with the observation.
+
+    Attributes:
+        phase: `starting` until the candidate is ready; `shifting` until the step's traffic is seen, then `baking`;
+            `finishing` until it is seen promoted (a shadow: unmirrored), then `done`; `rolling_back` until nothing
+            reaches it, then `rolled_back`.
+        policy: digest of the policy that it began with.
+        candidate: the new version.
+        stable: the version that answers now; none when there is none yet.
+        step: index in the policy's plan.
+        now: time of the last look (seconds, of any clock).
+        waited_s: since the step, or the start, was asked for. Time that runs backwards does not count.
+        baked_s: since the step's traffic was seen to be as asked for.
+        looks: looks at the statistics in this step so far.
+        reason: why it ended or is being rolled back.
+        evidence: one record for each step that was decided.
+    """
+
+    phase: Phase
+    policy: str
+    candidate: Version
+    stable: Optional[Version]
+    now: float
+    step: int = 0
+    waited_s: float = 0.0
+    baked_s: float = 0.0
+    looks: int = 0
+    reason: str = ""
+    evidence: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now.
+
+    Attributes:
+        action: `wait`; `set_traffic` to `percent` and `mirror_percent`; `promote` the candidate to be the stable
+            version; `roll_back`: no request to the candidate; `done` and `failed`: it is over.
+        state: to keep until the next look.
+        reason: for humans, in one sentence.
+        percent: of the users' requests that the candidate shall answer.
+        mirror_percent: of the users' requests that shall be copied to it.
+        evidence: record of the step that was decided by this look.
+    """
+
+    action: Action
+    state: RolloutState
+    reason: str
+    percent: float = 0.0
+    mirror_percent: float = 0.0
+    evidence: Optional[Mapping[str, Any]] = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.action in ("done", "failed")

@@ -1,0 +1,79 @@
+"""The DAG that brings champions to their users: the first one is deployed, each later one rolled out step by step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG
+
+from airflow_ml_provider.exceptions import SpecError
+from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
+from airflow_ml_provider.templates._parts import champion_asset, dag_arguments, result
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.templates.config import PipelineConfig, Serving
+
+_DOC = """\
+### {name}: the champions answer requests
+
+Each model has a service of its own: {services}. A service that does not exist yet is deployed with the champion. Later
+the champion is tried out beside the version that answers, gets its traffic step by step, and is taken away at the
+first bad sign; what both did is in the evidence.
+
+Starts when a champion was promoted (`{asset}`), or by hand; what serves already stays as it is.
+"""
+
+
+def rollout_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
+    """Return the DAG that rolls out a pipeline's champions; by default it is called `NAME_rollout`.
+
+    Raises:
+        SpecError: the configuration has no `serving`.
+    """
+    from airflow.sdk import task_group  # not above: not every DAG has groups
+
+    serving = config.serving
+    if serving is None:
+        raise SpecError(f"pipeline {config.name!r} has no serving: add where its champions shall answer requests")
+    services = {model: service_name(model) for model in config.models}
+    asset = champion_asset(config)
+    doc = _DOC.format(name=config.name, services=", ".join(f"`{s}`" for s in services.values()), asset=asset.name)
+    with DAG(
+        dag_id or f"{config.name}_rollout", schedule=[asset], doc_md=doc, **dag_arguments(config, None, "rollout")
+    ) as dag:
+        for model, service in services.items():
+            task_group(group_id=model)(_serve)(config, serving, model, service)
+    return dag
+
+
+def service_name(model: str) -> str:
+    """Return the name of a model's service, a DNS label.
+
+    >>> service_name("flight_delay_EWR")
+    'flight-delay-ewr'
+    """
+    return model.lower().replace("_", "-")
+
+
+def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -> None:
+    from airflow_ml_provider.sensors.alias import ModelAliasSensor
+
+    common: dict[str, Any] = {
+        "service": service,
+        "place": serving.place,
+        "server": serving.server,
+        "grain": config.grain,
+    }
+    champion = ModelAliasSensor(
+        task_id="champion", name=model, mlflow_conn_id=config.operations.mlflow_conn_id, deferrable=True
+    )
+    deploy = DeployOperator(task_id="deploy", model=result(champion, "model"), existing="keep", **common)
+    rollout = RolloutOperator(
+        task_id="rollout",
+        model=result(champion, "model"),
+        evidence=config.place("evidence"),
+        policy=serving.policy,
+        on_refusal=serving.on_refusal,
+        **common,
+    )
+    deploy >> rollout

@@ -1,0 +1,116 @@
+"""The trigger behind every task that waits for a service of predictions, or moves its traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.triggers.base import TriggerEvent
+
+from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import MlError, Unavailable
+from airflow_ml_provider.triggers._kill import KillableTrigger
+
+_PATIENCE_S = 600.0  # for a place that is away
+
+
+class ServingTrigger(KillableTrigger):
+    """Look at a service until there is something to decide: its stable version has become ready, or a rollout goes on.
+
+    The event's `status` is `changed`, `timeout` (the task's time is over) or `error` (with a `message`: the place does
+    not answer for long, or refuses); `state` and `deadline` are those of the trigger by then.
+
+    Parameters:
+        place: the place, as `stages.deploy.place.encode` gives it.
+        service: name of the service.
+        identity: of the task; the service is left alone once its rollout is another's.
+        poll_s: time between two looks (seconds).
+        deadline: time at which the task's time is over (seconds since 1970); none without one.
+        policy: of the rollout, as JSON; none waits for the stable version.
+        state: of the rollout, as JSON.
+    """
+
+    def __init__(
+        self,
+        place: Mapping[str, Any],
+        service: str,
+        identity: str,
+        poll_s: float = 5.0,
+        deadline: float | None = None,
+        policy: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.place, self.service, self.identity = dict(place), service, identity
+        self.poll_s, self.deadline = poll_s, deadline
+        self.policy, self.state = policy, state
+        self._said = ""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what the triggerer needs to make this trigger again."""
+        names = ("place", "service", "identity", "poll_s", "deadline", "policy", "state")
+        return f"{__name__}.ServingTrigger", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Give one event, once there is something to decide."""
+        status, message = await self._watch()
+        self.has_told = True
+        event = {"status": status, "message": message, "state": self.state, "deadline": self.deadline}
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    async def _watch(self) -> tuple[str, str]:
+        from asgiref.sync import sync_to_async
+
+        # In a thread of asgiref, since it reads connections, which Airflow before 3.3 answers only there.
+        look, answered = sync_to_async(self._look, thread_sensitive=False), time.monotonic()
+        while True:
+            try:
+                if status := await look():
+                    return status, ""
+                answered = time.monotonic()
+            except Unavailable as error:
+                if time.monotonic() - answered > _PATIENCE_S:
+                    return "error", str(error)
+                self.log.warning("%s", error)
+            except MlError as error:
+                return "error", str(error)
+            if self.deadline is not None and time.time() >= self.deadline:
+                return "timeout", ""
+            await asyncio.sleep(self.poll_s)
+
+    def _look(self) -> str:
+        """Look once; return the status that there is to tell, mostly none."""
+        from airflow_ml_provider.hooks._serving import serving
+        from airflow_ml_provider.stages.deploy.moves import look
+        from airflow_ml_provider.stages.deploy.place import resolve
+
+        place = serving(resolve(self.place))
+        if self.policy is None or self.state is None:
+            observed = place.look(self.service)
+            waits = observed is not None and observed.states[observed.wanted.stable.name].phase == "waits"
+            return "" if waits else "changed"
+        decision = look(place, self.service, self.identity, self.policy, self.state, time.time())
+        if decision is None or decision.action != "wait":
+            return "changed"
+        self.state = codec.encode(decision.state)
+        if decision.reason != self._said:
+            self._said = decision.reason
+            self.log.info("%s", decision.reason)
+        return ""
+
+    async def on_kill(self) -> None:
+        """Give all traffic back to the stable version, and end the rollout."""
+        from asgiref.sync import sync_to_async
+
+        if not self.has_told:
+            await sync_to_async(self._hand_back, thread_sensitive=False)()
+
+    def _hand_back(self) -> None:
+        from airflow_ml_provider.hooks._serving import serving
+        from airflow_ml_provider.stages.deploy.moves import hand_back
+        from airflow_ml_provider.stages.deploy.place import resolve
+
+        said = hand_back(serving(resolve(self.place)), self.service, self.identity)
+        self.log.info("%s", said)
