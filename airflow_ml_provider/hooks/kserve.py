@@ -1,0 +1,375 @@
+"""Services of predictions on KServe, through the connection of the Kubernetes provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.sdk import BaseHook
+
+from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
+from airflow_ml_provider.hooks.cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require, unless
+from airflow_ml_provider.stages.deploy.kserve import inference
+from airflow_ml_provider.stages.deploy.kserve.compare import same
+from airflow_ml_provider.stages.deploy.kserve.manifest import (
+    SERVICE,
+    manifest,
+    predictors,
+    record,
+    record_name,
+    recorded,
+)
+from airflow_ml_provider.stages.deploy.kserve.place import API_VERSION, GROUP, MODE, PLURAL, Place, place
+from airflow_ml_provider.stages.deploy.kserve.states import Seen, observed
+from airflow_ml_provider.stages.deploy.service import Observed, Service
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+_SELECTOR = f"{GROUP}/inferenceservice"  # KServe's label on all that it makes of one
+_CONFIG, _PROBE = "inferenceservice-config", "airflow-ml-probe"
+_NO_ENDPOINT = 503
+_TRIES = 5  # KServe writes the status meanwhile
+
+
+class KServeHook(BaseHook):
+    """What a service on KServe shall be and is, as `stages.deploy.service.Serving` says.
+
+    What a service shall be is kept in a ConfigMap `NAME-airflow-ml` beside its InferenceService, because KServe gives
+    the annotations of that one to the pods. It is written first, and its resource version is the service's revision.
+    The InferenceService follows from it; should its writer end in between, whoever puts the service again completes it.
+
+    Parameters:
+        conn_id: connection to the cluster.
+        namespace: where the services are; empty takes that of the connection.
+        mode: KServe's deployment mode, `Standard` or `Knative`; empty takes the cluster's default.
+        address: where requests go instead of a service's own address, which then is the header `Host`: the gateway,
+            seen from here.
+        system: namespace of KServe itself.
+        timeout_s: a call to the cluster fails after so many seconds.
+    """
+
+    conn_name_attr = "conn_id"
+    default_conn_name = "kubernetes_default"
+
+    def __init__(
+        self,
+        conn_id: str = default_conn_name,
+        *,
+        namespace: str = "",
+        mode: str = "",
+        address: str = "",
+        system: str = "kserve",
+        timeout_s: float = 30.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.conn_id, self.mode, self.address, self.system, self.timeout_s = conn_id, mode, address, system, timeout_s
+        self._namespace = namespace
+
+    def look(self, name: str) -> Observed | None:
+        """Return a service as it is, or none."""
+        with self._explained():
+            found = self._found(name)
+            kept = self._record(name)
+            if kept is None or _orphaned(kept, found):
+                return None
+            asked = recorded(kept["data"])
+            return observed(asked, kept["metadata"]["resourceVersion"], self._seen(name, found), self.place)
+
+    def put(self, wanted: Service, revision: str | None = None) -> str:
+        """Make a service what it shall be, without waiting; return the new revision. The same again changes nothing.
+
+        Parameters:
+            wanted: what it shall be.
+            revision: that of what is to be changed; none when there is no such service yet.
+
+        Raises:
+            Conflict: it has another revision, or is there already: somebody else changed it.
+            SpecError: KServe cannot do this, or an InferenceService of this name is not ours.
+            Unavailable: the cluster does not answer, or the service is still being deleted.
+        """
+        with self._explained():
+            found = self._found(wanted.name)  # before the record: whoever writes it later, writes this later, too
+            kept = self._record(wanted.name)
+            if kept is not None and _orphaned(kept, found):
+                self._give_up(kept)
+                kept = None
+            if found is not None and SERVICE not in found["metadata"].get("labels", {}):
+                raise SpecError(f"InferenceService {wanted.name!r} is not Airflow's; choose another name or delete it")
+            _check_revision(wanted.name, revision, kept)
+            self._manifest(wanted, found)  # refuses before anything is written
+            kept = self._keep(wanted, kept)
+            found = self._write(wanted, found, kept)
+            return str(self._own(kept, found)["metadata"]["resourceVersion"])
+
+    def remove(self, name: str) -> None:
+        """Remove a service; none is no error."""
+        with self._explained():
+            found = self._found(name, going=True)
+            if found is not None and SERVICE not in found["metadata"].get("labels", {}):
+                raise SpecError(f"InferenceService {name!r} is not Airflow's, so it is not removed")
+            with unless(NOT_FOUND):
+                self._custom("delete", name)
+            with unless(NOT_FOUND):
+                self._core.delete_namespaced_config_map(record_name(name), self.namespace, **self._limit)
+
+    def predict(self, name: str, rows: Mapping[str, Sequence[Any]], version: str = "") -> tuple[Mapping[str, Any], str]:
+        """Return the outputs for some rows (column to values), by output, and the version that gave them.
+
+        KServe itself does not say which version answered. It is known when the server says it (`model_version`), when
+        one was asked for, or when one version gets all requests; otherwise it is empty.
+
+        Parameters:
+            name: the service.
+            rows: the rows.
+            version: ask this version, whatever its share of the traffic; empty is as a user asks. In the mode
+                `Standard` such a request goes through the API server.
+
+        Raises:
+            DataError: the model does not take these rows.
+            SpecError: there is no such service or version.
+            Unavailable: it does not answer.
+        """
+        state = self.look(name)
+        if state is None or (version and version not in state.states):
+            raise SpecError(f"there is no version {version!r} of service {name!r}" if state else f"no service {name!r}")
+        asked = state.wanted.versions[version] if version else state.wanted.stable
+        request = inference.request(rows, asked.server.format)
+        if version and self.place.shape == "standard":
+            answer = self._through(name, version, request, asked.server.timeout_s)
+        else:
+            url = self._revision_url(name, version) if version else state.address
+            answer = inference.post(url, self.address, name, request, asked.server.timeout_s)
+        return inference.outputs(answer), inference.answered(answer, state, version)
+
+    @cached_property
+    def namespace(self) -> str:
+        """The namespace of the services."""
+        return self._namespace or self._kubernetes.get_namespace() or "default"
+
+    @cached_property
+    def place(self) -> Place:
+        """What KServe can do in this cluster.
+
+        Whether there is a `spec.canary` is tried by an InferenceService that the server does not keep (`dryRun`), since
+        only few may read definitions.
+        """
+        with self._explained(), unless(NOT_FOUND, *FORBIDDEN) as answer:
+            config = self._core.read_namespaced_config_map(_CONFIG, self.system, **self._limit).data or {}
+        if answer.refused and not self.mode:
+            raise SpecError(
+                f"connection {self.conn_id!r} cannot read ConfigMap {_CONFIG!r} in namespace {self.system!r}, which "
+                "says how KServe makes pods; allow it, name KServe's namespace in `system`, or give `mode`"
+            )
+        # Who may not read it gets the benefit of the doubt on how traffic goes.
+        config = {"ingress": '{"enableGatewayApi": true}'} if answer.refused else config
+        model = {"modelFormat": {"name": "onnx"}, "storageUri": "s3://none/1"}
+        predictor, canary = {"name": "a", "model": model}, {"name": "b", "model": {**model, "name": ""}}
+        probe = {
+            "apiVersion": f"{GROUP}/{API_VERSION}", "kind": "InferenceService",
+            "metadata": {"name": _PROBE, "annotations": {MODE: "Standard"}},
+            "spec": {"predictor": predictor, "canary": [{"predictor": canary, "trafficPercent": 0}]},
+        }  # fmt: skip
+        with self._explained():
+            tried = self._custom("create", body=probe, dry_run="All")
+        return place(config, "canary" in tried["spec"], self.mode)
+
+    def _found(self, name: str, going: bool = False) -> dict[str, Any] | None:
+        """Return the InferenceService, unless there is none or, by default, it is being deleted."""
+        found = None
+        with unless(NOT_FOUND):
+            found = cast("dict[str, Any]", self._custom("get", name))
+        return None if found and "deletionTimestamp" in found["metadata"] and not going else found
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        with unless(NOT_FOUND):
+            return self._json(self._core.read_namespaced_config_map(record_name(name), self.namespace, **self._limit))
+        return None
+
+    def _give_up(self, kept: dict[str, Any]) -> None:
+        """Remove the record of a service that somebody deleted; Kubernetes would do it a little later."""
+        meta = kept["metadata"]
+        body = {"preconditions": {"uid": meta["uid"]}}
+        with unless(NOT_FOUND, CONFLICT):
+            self._core.delete_namespaced_config_map(meta["name"], self.namespace, body=body, **self._limit)
+
+    def _keep(self, wanted: Service, kept: dict[str, Any] | None) -> dict[str, Any]:
+        """Write down what a service shall be; return the record."""
+        new = record(wanted)
+        if kept is not None and kept["data"] == new["data"]:
+            return kept
+        with unless(CONFLICT):
+            if kept is None:
+                return self._json(self._core.create_namespaced_config_map(self.namespace, new, **self._limit))
+            return self._replace_record({**kept, "data": new["data"]})
+        raise Conflict(f"service {wanted.name!r} was changed by somebody else at this moment")
+
+    def _own(self, kept: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+        """Let Kubernetes delete the record with its InferenceService; return the record."""
+        if kept["metadata"].get("ownerReferences"):
+            return kept
+        owner = {key: found[key] for key in ("apiVersion", "kind")} | {
+            key: found["metadata"][key] for key in ("name", "uid")
+        }
+        with unless(CONFLICT):
+            return self._replace_record({**kept, "metadata": {**kept["metadata"], "ownerReferences": [owner]}})
+        raise Conflict(f"service {found['metadata']['name']!r} was changed by somebody else at this moment")
+
+    def _replace_record(self, kept: dict[str, Any]) -> dict[str, Any]:
+        name = kept["metadata"]["name"]
+        return self._json(self._core.replace_namespaced_config_map(name, self.namespace, kept, **self._limit))
+
+    def _write(self, wanted: Service, found: dict[str, Any] | None, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the InferenceService that follows from the record, unless it is there; return it.
+
+        Raises:
+            Conflict: the record was changed by somebody else, who then writes the InferenceService.
+        """
+        for _ in range(_TRIES):
+            made = self._manifest(wanted, found)
+            with unless(CONFLICT):
+                if found is None:
+                    return cast("dict[str, Any]", self._custom("create", body=made))
+                if same(made, found):
+                    return found
+                return cast("dict[str, Any]", self._custom("replace", wanted.name, body=_changed(found, made)))
+            found = self._found(wanted.name)
+            now = self._record(wanted.name)
+            if now is None or now["metadata"]["resourceVersion"] != kept["metadata"]["resourceVersion"]:
+                raise Conflict(f"service {wanted.name!r} was changed by somebody else at this moment")
+        raise Unavailable(
+            f"InferenceService {wanted.name!r} could not be written: it is being deleted, or others write it, too"
+        )
+
+    def _manifest(self, wanted: Service, found: Mapping[str, Any] | None) -> dict[str, Any]:
+        revisions = self._revisions(wanted.name) if found and self.place.shape == "serverless" else ()
+        return manifest(wanted, self.place, found, revisions)
+
+    def _seen(self, name: str, found: Mapping[str, Any] | None) -> Seen:
+        """Return what there is of a service."""
+        if found is None:
+            return Seen()
+        selector = {"label_selector": f"{_SELECTOR}={name}", **self._limit}
+        if self.place.shape == "serverless":
+            parts = self._revisions(name)
+        else:
+            parts = self._json(self._apps.list_namespaced_deployment(self.namespace, **selector))["items"]
+        pods = self._json(self._core.list_namespaced_pod(self.namespace, **selector))["items"]
+        return Seen(found, parts, pods, self._warning(name))
+
+    def _warning(self, name: str) -> str:
+        """Return the last warning of KServe; it says there what it does not say in the status."""
+        fields = f"involvedObject.kind=InferenceService,involvedObject.name={name},type=Warning"
+        events: list[Any] = []
+        with unless(*FORBIDDEN):
+            events = self._core.list_namespaced_event(self.namespace, field_selector=fields, **self._limit).items
+        events.sort(key=lambda event: str(event.last_timestamp or event.metadata.creation_timestamp))
+        return f"{events[-1].reason}: {events[-1].message}" if events else ""
+
+    def _revisions(self, name: str) -> list[dict[str, Any]]:
+        found = self._kubernetes.custom_object_client.list_namespaced_custom_object(
+            "serving.knative.dev",
+            "v1",
+            self.namespace,
+            "revisions",
+            label_selector=f"{_SELECTOR}={name}",
+            **self._limit,
+        )
+        return list(found["items"])
+
+    def _revision_url(self, name: str, version: str) -> str:
+        """Return the address of a version alone, which Knative gives to the revisions that have a tag."""
+        with self._explained():
+            found = self._found(name)
+            url = inference.tagged(found, self._revisions(name), version) if found else ""
+        if not url:
+            raise Unavailable(f"version {version!r} of service {name!r} has no address of its own yet")
+        return url
+
+    def _through(self, name: str, version: str, request: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+        """Return what one version answers, by way of the API server."""
+        with self._explained():
+            found = self._found(name)
+        where = inference.deployed(name, predictors(found) if found else (), version)
+        path = f"/api/v1/namespaces/{self.namespace}/services/{where}:80/proxy/v2/models/{name}/infer"
+        with self._explained(), _told(name):
+            # The generated client cannot send a body to a proxy.
+            answer = self._api.call_api(
+                path, "POST", header_params={"Content-Type": "application/json", "Accept": "application/json"},
+                body=request, response_types_map={200: "object"}, auth_settings=["BearerToken"],
+                _return_http_data_only=True, _request_timeout=timeout_s,
+            )  # fmt: skip
+        return cast("Mapping[str, Any]", answer)
+
+    def _custom(self, verb: str, *name: str, **given: Any) -> Any:
+        call: Callable[..., Any] = getattr(self._kubernetes.custom_object_client, f"{verb}_namespaced_custom_object")
+        return call(GROUP, API_VERSION, self.namespace, PLURAL, *name, **given, **self._limit)
+
+    def _json(self, found: Any) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._api.sanitize_for_serialization(found))
+
+    def _explained(self) -> Any:
+        require("KServeHook")
+        return explained(self.conn_id, "service")
+
+    @cached_property
+    def _kubernetes(self) -> Any:
+        from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+
+        return KubernetesHook(conn_id=self.conn_id)
+
+    @property
+    def _api(self) -> ApiClient:
+        return self._kubernetes.api_client
+
+    @property
+    def _core(self) -> Any:
+        return self._kubernetes.core_v1_client
+
+    @property
+    def _apps(self) -> Any:
+        return self._kubernetes.apps_v1_client
+
+    @property
+    def _limit(self) -> dict[str, Any]:
+        return {"_request_timeout": self.timeout_s}
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Tell what a server answered through the API server from what that one says itself."""
+    from kubernetes.client import ApiException
+
+    try:
+        yield
+    except ApiException as error:
+        body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
+        if '"kind":"Status"' in body.replace(" ", "") and error.status != _NO_ENDPOINT:
+            raise
+        raise inference.refusal(name, error.status or 0, body) from error
+
+
+def _check_revision(name: str, revision: str | None, kept: Mapping[str, Any] | None) -> None:
+    if kept is None and revision is not None:
+        raise Conflict(f"service {name!r} is not there any more")
+    if kept is not None and revision is None:
+        raise Conflict(f"service {name!r} is there already")
+    if kept is not None and revision != kept["metadata"]["resourceVersion"]:
+        raise Conflict(f"service {name!r} was changed by somebody else")
+
+
+def _orphaned(kept: Mapping[str, Any], found: Mapping[str, Any] | None) -> bool:
+    """Return whether a record is of an InferenceService that is gone."""
+    owners = [owner["uid"] for owner in kept["metadata"].get("ownerReferences", ())]
+    return bool(owners) and (found is None or found["metadata"]["uid"] not in owners)
+
+
+def _changed(found: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an InferenceService with what was made here, and with what others wrote beside it."""
+    old, new = found["metadata"], made["metadata"]
+    labels = {**old.get("labels", {}), **new["labels"]}
+    annotations = {**new["annotations"], **old.get("annotations", {})}  # KServe gives the mode its newer name
+    return {**found, "metadata": {**old, "labels": labels, "annotations": annotations}, "spec": made["spec"]}

@@ -1,0 +1,1 @@
+"""Services on KServe: what to ask for, and what has become of it. Only `inference` speaks to anybody."""

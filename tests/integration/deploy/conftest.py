@@ -1,0 +1,102 @@
+"""A real Kubernetes with the real definition of InferenceServices, and a stand-in for KServe's controller."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_there = Path(__file__).resolve().parents[1] / "pods" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("pods_conftest", _there)
+assert _spec is not None
+assert _spec.loader is not None
+pods = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pods)
+kubernetes = pods.kubernetes
+cluster, wait, away = pods.cluster, pods.wait, pods.away
+
+SPECS = Path(os.environ.get("ML_PROVIDER_SPECS", pods.REPO.parent / "shared" / "specs"))
+CONFIG = {"deploy": {"defaultDeploymentMode": "Standard"}, "ingress": {"enableGatewayApi": True}}
+
+
+@pytest.fixture(scope="session")
+def definitions(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The definitions are in the cluster, and KServe's configuration beside the services."""
+    from airflow_ml_provider.testing.kserve import REVISIONS
+
+    file, script = SPECS / "kserve" / "serving.kserve.io_inferenceservices.yaml", kubernetes.SCRIPTS / "install-crds"
+    if missing := [str(path) for path in (file, script) if not path.is_file()]:
+        pytest.skip(f"no definition of InferenceService: {', '.join(missing)}; set ML_PROVIDER_SPECS")
+    revisions = tmp_path_factory.mktemp("definitions") / "revisions.yaml"
+    revisions.write_text(json.dumps(REVISIONS))
+    env = {
+        **os.environ,
+        "KUBECONFIG": cluster.kubeconfig,
+        "PATH": f"{kubernetes.CACHE / 'bin'}:{os.environ['PATH']}",
+    }
+    subprocess.run([sys.executable, script, file, revisions], check=True, env=env)
+    config = {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "inferenceservice-config"},
+        "data": {key: json.dumps(value) for key, value in CONFIG.items()},
+    }  # fmt: skip
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(config))
+
+
+@pytest.fixture
+def hook(cluster: Any, definitions: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Make a hook; whatever services are left are removed, and what they leave fails the test."""
+    from airflow_ml_provider.hooks.kserve import KServeHook
+
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", kubernetes.connection(cluster.kubeconfig))
+    yield lambda **settings: KServeHook(**{"system": kubernetes.NAMESPACE, **settings})
+    for one in cluster.get("inferenceservices.serving.kserve.io"):
+        cluster.kubectl("delete", "inferenceservices.serving.kserve.io", one["metadata"]["name"])
+
+    def left() -> list[str]:
+        kinds = ("configmaps", "deployments.apps", "pods", "services", "revisions.serving.knative.dev")
+        return [
+            f"{one['kind']} {one['metadata']['name']}"
+            for kind in kinds
+            for one in cluster.get(kind)
+            if "airflow-ml/service" in one["metadata"].get("labels", {})
+        ]
+
+    kubernetes.wait(lambda: not left(), 90, f"left behind: {left()}")
+
+
+@pytest.fixture
+def kserve(cluster: Any, definitions: None) -> Iterator[Callable[..., Any]]:
+    """Start the stand-in; it ends after the test, and fails it if something was refused to it."""
+    from kubernetes.config import new_client_from_config
+
+    from airflow_ml_provider.testing.kserve import KServe
+
+    with ExitStack() as stack, new_client_from_config(cluster.kubeconfig) as api:
+
+        def start(**settings: Any) -> Any:
+            return stack.enter_context(KServe(api, kubernetes.NAMESPACE, image=kubernetes.IMAGE, **settings))
+
+        yield start
+
+
+@pytest.fixture
+def limited(cluster: Any, tmp_path: Path) -> str:
+    """Return a connection that has no rights but those of the two Roles in the documentation."""
+    role = (pods.REPO / "docs" / "kubernetes" / "role-kserve-config.yaml").read_text()
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "kserve-config"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "airflow-ml-kserve-config"},
+        "subjects": [{"kind": "ServiceAccount", "name": "airflow-ml-kserve", "namespace": kubernetes.NAMESPACE}],
+    }  # fmt: skip
+    cluster.kubectl("apply", "-f", "-", stdin=f"{role}\n---\n{json.dumps(binding)}\n")
+    found: str = pods.limited_to(cluster, tmp_path, "role-kserve.yaml")
+    return found
