@@ -10,7 +10,7 @@ _OPERATORS = (
     "ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
-_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
+_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")
 _ALL_FIELDS = ("port", "login", "password", "schema", "extra")
 
 

@@ -137,6 +137,27 @@ class TestRetry:
         assert run.data.tags["airflow_ml.changed_params"] == '{"params.num_leaves": "5"}'
 
 
+class TestProfile:
+    def test_traces_of_two_ranks(self, spec, tracking_uri):
+        pytest.importorskip("torch")
+        params = {"epochs": 1, "batch_size": 256, "hidden": [8]}
+        launch = Launch(processes=2, profile_steps=3)
+        found = stages.run(spec(engine="torch", experiment="profiled", params=params, launch=launch), INFO)
+        folder = Path(found.model.uri)
+        traces = sorted((folder / "profile").iterdir())
+        assert [path.name for path in traces] == ["rank-0.pt.trace.json", "rank-1.pt.trace.json"]
+        assert found.links["profile"] == str(traces[0])
+        assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == [f".{folder.name}.lock"]
+        (run,) = runs(tracking_uri, "profiled")
+        client = MlflowClient(tracking_uri)
+        assert [item.path for item in client.list_artifacts(run.info.run_id, "profile")] == [
+            f"profile/{path.name}" for path in traces
+        ]
+        (share,) = client.get_metric_history(run.info.run_id, "performance/communication_share")
+        assert (share.step, share.value) == (6, found.performance["communication_share"])
+        assert 0 < share.value < 1
+
+
 class TestServer:
     @pytest.fixture(autouse=True)
     def address(self, mlflow_server, monkeypatch):
