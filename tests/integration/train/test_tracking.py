@@ -185,11 +185,13 @@ class TestServer:
         with pytest.raises(Conflict, match="experiment 'gone' is deleted; restore it"):
             train(experiment="gone")
 
-    def test_killed_in_the_middle(self, spec, mlflow_server, tmp_path):
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_killed_in_the_middle(self, spec, mlflow_server, tmp_path, ranks):
         """`kill -9` of a torch training; the retry continues the run, and every epoch stands in it once."""
         pytest.importorskip("torch")
+        experiment = f"killed-{ranks}"
         torch_spec = spec(
-            engine="torch", experiment="killed", launch=Launch(snapshot_every=5),
+            engine="torch", experiment=experiment, launch=Launch(processes=ranks, snapshot_every=5),
             params={"epochs": 6, "batch_size": 256, "hidden": [8], "patience": 99},
         )  # fmt: skip
         call, result = tmp_path / "call.json", tmp_path / "result.json"
@@ -205,10 +207,10 @@ class TestServer:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        (running,) = runs(mlflow_server, "killed")
+        (running,) = runs(mlflow_server, experiment)
         assert running.info.status == "RUNNING"
         found = stages.run(torch_spec, INFO)
-        (finished,) = runs(mlflow_server, "killed")
+        (finished,) = runs(mlflow_server, experiment)
         assert finished.info.run_id == running.info.run_id == found.model.run_id
         assert finished.info.status == "FINISHED"
         assert found.resumed_from >= 60
