@@ -11,7 +11,7 @@ _OPERATORS = (
     "deploy", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
-_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
+_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")
 _ALL_FIELDS = ("port", "login", "password", "schema", "extra")
 
 

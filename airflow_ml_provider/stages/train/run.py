@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 from airflow_ml_provider.stages.train import parallel
 from airflow_ml_provider.stages.train.parallel import Policy, Precision
 from airflow_ml_provider.stages.train.preprocess import Preprocessor
+from airflow_ml_provider.stages.train.profile import SUFFIX, WARM_UP, Profile
 from airflow_ml_provider.stages.train.snapshots import Snapshots
 from airflow_ml_provider.stages.train.spec import Launch
 from airflow_ml_provider.stages.train.stopping import Stopping
@@ -67,7 +68,7 @@ class Run:
         rank: which of the processes this is, from 0.
         world_size: how many processes train together.
         resumed_from: step of the snapshot that training went on from.
-        performance: the last figures of a trainer's meter.
+        performance: the last figures of a trainer's meter, and `communication_share` of a profile.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Run:
         log: Callable[[str, float, Optional[int]], None],
         before_snapshot: Callable[[], None],
         files: Sequence[Union[str, Path]] = (),
+        traces: Union[str, Path] = "profile",
     ) -> None:
         self.train: Part = train
         self.validation: Part = validation
@@ -98,6 +100,8 @@ class Run:
         self._snapshots = snapshots
         self._log = log
         self._before_snapshot = before_snapshot
+        self._traces = Path(traces)
+        self._profile: Optional[Profile] = None
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -240,6 +244,21 @@ class Run:
         stop = self._stopping.due(step)
         return stop or (every > 0 and step % every == 0)
 
+    def stepped(self, step: int) -> None:
+        """Count a step for the profile of `launch.profile_steps`; every rank must call it after every step.
+
+        A trainer does it. With the last one that is recorded the share of communication is logged, the mean of all
+        ranks.
+        """
+        steps = self.launch.profile_steps
+        if self._profile is None and steps:
+            path = self._traces / f"rank-{self.rank}{SUFFIX}"
+            self._profile = Profile(path, steps, on_gpu=self.device.type == "cuda")
+        share = self._profile.step() if self._profile else None
+        if share is not None:
+            self.performance["communication_share"] = self.sum(share) / self.world_size
+            self.log("performance/communication_share", self.performance["communication_share"], step)
+
     def forget(self) -> None:
         """Remove all snapshots: the package is in place."""
         self._snapshots.clear()
@@ -251,6 +270,11 @@ class Run:
             OSError: it could not be written; when the training has `failed` anyway, that is only logged.
         """
         self._stopping.close()
+        if self._profile:
+            self._profile.close()
+        if self.launch.profile_steps and not (failed or (self._profile and self._profile.done)):
+            least = WARM_UP + self.launch.profile_steps
+            log.warning("there is no profile: it takes %d steps, of `run.trainer` or told to `run.stepped`", least)
         try:
             self._snapshots.finish()
         except Exception as error:

@@ -75,6 +75,8 @@ class Trainer:
         self.steps += 1
         found = float(loss.item()) if loss is not None else 0.0
         self.meter.add(rows, busy, time.perf_counter())
+        if self.run.launch.profile_steps:
+            self.run.stepped(self.steps)
         if self.steps % self._log_every == 0:
             self.report()
         return found
