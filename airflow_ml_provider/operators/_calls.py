@@ -16,7 +16,7 @@ from airflow_ml_provider.operators import _manifest
 from airflow_ml_provider.operators._exchange import Exchange, exchange_root
 from airflow_ml_provider.operators._lineage import parent_environment
 from airflow_ml_provider.operators._verdicts import verdict
-from airflow_ml_provider.triggers.pods import REMOVED_IN_S, log_lines, new_lines
+from airflow_ml_provider.triggers.pods import REMOVED_IN_S, levelled, new_lines
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -156,7 +156,9 @@ class StageCall:
         """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
         for pod in pods:
             self.log.error("last lines of pod %s:", pod.metadata.name)
-            log_lines(self.log, self._lines(pod)[-_TAIL:], "")
+            for _, line in self._lines(pod)[-_TAIL:]:
+                level, said = levelled(line)
+                self.log.log(level, "%s", said)
         assert self.spec is not None
         raise StageCrashed(
             f"the {self.noun} of stage {self.spec.stage!r} ended without a result: {why or 'no reason is known'}"

@@ -143,7 +143,7 @@ class JobCall(StageCall):
 
     def _log_rest(self, logged: str) -> str:
         lines = [line for pod in self._first() for line in self._lines(pod, logged)]
-        return log_lines(self.log, lines, logged)
+        return log_lines(lines, logged)
 
     def _remove(self, item: Mapping[str, Any], grace_s: int | None = None) -> None:
         """Delete this very job; its controller ends the pods with the time that they ask for."""

@@ -177,7 +177,7 @@ class PodCall(StageCall):
         """Log what the first pod has printed since the trigger looked; return the time of its last line."""
         first = [pod for pod in self._find({}) if self._is_ours(pod) and _node_of(pod) == 0]
         lines = [line for pod in first for line in self._lines(pod, logged)]
-        return log_lines(self.log, lines, logged)
+        return log_lines(lines, logged)
 
     def _remove(self, pod: Any, grace_s: int | None = None) -> None:
         """Delete this very pod; one that never began to run, or has ended, needs no time to end."""

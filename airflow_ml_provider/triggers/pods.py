@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 
+import structlog
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 _PATIENCE_S = 600.0  # for an API server that is away
 REMOVED_IN_S = 10  # what a pod gets to end after its task was killed
 OVERDUE_S = 60.0  # a deleted pod that is still there then: its node is not
+_LEVELS = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 _OTHER_RANK = re.compile(r"(\w+\t[^\t]*\t)?\[rank (?!0\])\d+\] ")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
@@ -110,7 +112,7 @@ class ClusterTrigger(BaseTrigger):
         )  # fmt: skip
         text = (await answer.read()).decode(errors="replace")
         if answer.status == 200:
-            self.logged = log_lines(self.log, new_lines(text, self.logged), self.logged)
+            self.logged = log_lines(new_lines(text, self.logged), self.logged)
 
     def _is_over(self) -> bool:
         """Return whether the task's time is over."""
@@ -266,10 +268,25 @@ def nanoseconds(stamp: str) -> int:
     return int(datetime.fromisoformat(whole + zone).timestamp()) * 10**9 + int((fraction or "").ljust(9, "0")[:9])
 
 
-def log_lines(log: Any, lines: Sequence[tuple[str, str]], logged: str) -> str:
-    """Log lines of a pod, each at the level that it names, if it does; return the time of the last line logged."""
+def log_lines(lines: Sequence[tuple[str, str]], logged: str) -> str:
+    """Log lines of a pod, each with its own time and at the level that it names; return the time of the last line.
+
+    A triggerer that takes over from one that was killed logs again what that one had. By equal times Airflow's reader
+    sees that these are the same lines, and shows each once.
+    """
+    log = structlog.get_logger(__name__)
     for stamp, line in lines:
-        logged, (level, _, said) = stamp, line.partition("\t")
-        number = logging.getLevelName(level)  # a text, where there is no such level
-        log.log(*((number, "%s", said) if isinstance(number, int) else (logging.INFO, "%s", line)))
+        time_s, logged = nanoseconds(stamp) // 1000 / 1e6, stamp
+        when = datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="microseconds")
+        log.log(*levelled(line), timestamp=when)
     return logged
+
+
+def levelled(line: str) -> tuple[int, str]:
+    """Return the level that a line begins with, and the rest.
+
+    >>> levelled("ERROR\\tit broke"), levelled("a\\tb")
+    ((40, 'it broke'), (20, 'a\\tb'))
+    """
+    level, _, said = line.partition("\t")
+    return (_LEVELS[level], said) if level in _LEVELS else (logging.INFO, line)
