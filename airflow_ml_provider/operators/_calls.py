@@ -45,6 +45,7 @@ class StageCall:
         self.namespace = ""
         self.plain: Mapping[str, str] = {}
         self.noun, self.container = "pod", _manifest.CONTAINER
+        self.logged = ""  # time of the last line that the trigger has logged
 
     def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
         """Start the stage and defer, or go on with an earlier try's, or return what that has left.
@@ -62,7 +63,7 @@ class StageCall:
             self.exchange.drop_outcome()
             work = self._ensure(context, env, self._find(context))
         timeout = self.operator.execution_timeout
-        return self._defer(work, {"deadline": time.time() + timeout.total_seconds() if timeout else None})
+        return self._defer(work, time.time() + timeout.total_seconds() if timeout else None)
 
     def finish(self, context: Context, event: Mapping[str, Any], env: Mapping[str, str]) -> Result:
         """Take the outcome, or replace what was lost and defer again.
@@ -73,12 +74,15 @@ class StageCall:
             AirflowTaskTimeout: the task's time is over.
         """
         self.spec, self.namespace = self.exchange.spec(), event["namespace"]
+        self.logged = event["logged"]
         env = self._with_lineage(env, context)
         with self._kept_only_for_a_retry(context):
             self._find(context)
-            logged = self._log_rest(event["logged"])
             if body := self.exchange.read():
+                self._log_rest()
                 return self._conclude(body)
+            if event["status"] in ("timeout", "error"):
+                self._log_rest()
             if event["status"] == "timeout":
                 raise AirflowTaskTimeout(
                     f"stage {self.spec.stage!r} took longer than {self.operator.execution_timeout}"
@@ -86,7 +90,8 @@ class StageCall:
             if event["status"] == "error":
                 raise Unavailable(f"the cluster of connection {self.pod.conn_id!r} does not answer: {event['message']}")
             work = self._look_after(context, env, event)
-        return self._defer(work, {"deadline": event["deadline"], "logged": logged})
+        # A triggerer begins its part of a task's log anew with each deferral: the next trigger logs all of it again.
+        return self._defer(work, event["deadline"])
 
     def cancel(self) -> None:
         """Remove what carries it; called when the task is killed."""
@@ -135,12 +140,12 @@ class StageCall:
         """Return what is still to be watched, or fail."""
         raise TypeError(f"{type(self).__name__} must define _look_after")
 
-    def _defer(self, work: Any, state: Mapping[str, Any]) -> NoReturn:
+    def _defer(self, work: Any, deadline: float | None) -> NoReturn:
         """Defer until the trigger has something to decide."""
         raise TypeError(f"{type(self).__name__} must define _defer")
 
-    def _log_rest(self, logged: str) -> str:
-        """Log what was printed since the trigger looked; return the time of the last line."""
+    def _log_rest(self) -> None:
+        """Log what was printed since the trigger looked."""
         raise TypeError(f"{type(self).__name__} must define _log_rest")
 
     def _remove(self, item: Any, grace_s: int | None = None) -> None:
@@ -154,6 +159,7 @@ class StageCall:
 
     def _crash(self, pods: Sequence[Any], why: str) -> NoReturn:
         """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
+        self._log_rest()
         for pod in pods:
             self.log.error("last lines of pod %s:", pod.metadata.name)
             for _, line in self._lines(pod)[-_TAIL:]:

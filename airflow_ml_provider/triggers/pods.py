@@ -26,7 +26,8 @@ class ClusterTrigger(BaseTrigger):
     """Watch what a task has in a cluster until there is something to decide; a subclass says what that is.
 
     The event has `status` (`error` when the cluster does not answer for long, with a `message`; `timeout` when the
-    task's time is over) and, of the trigger by then, the attributes that `told` names.
+    task's time is over) and, of the trigger by then, the attributes that `told` names. `logged` is
+    the time of the last line that it has logged.
 
     Parameters:
         namespace: of what is watched.
@@ -36,11 +37,10 @@ class ClusterTrigger(BaseTrigger):
         log_every_s: time between two looks at the log (seconds); 0 leaves it alone.
         start_s: a pod must run so long after it was made (seconds).
         deadline: time at which the task's time is over (seconds since 1970); none without one.
-        logged: time of the last line that was logged, RFC 3339.
     """
 
     kept: ClassVar[tuple[str, ...]] = (
-        "namespace", "identity", "conn_id", "poll_s", "log_every_s", "start_s", "deadline", "logged",
+        "namespace", "identity", "conn_id", "poll_s", "log_every_s", "start_s", "deadline",
     )  # fmt: skip
     """The arguments from which the triggerer makes this trigger again."""
     told: ClassVar[tuple[str, ...]] = ("namespace", "deadline", "logged")
@@ -54,12 +54,12 @@ class ClusterTrigger(BaseTrigger):
         log_every_s: float,
         start_s: float,
         deadline: float | None,
-        logged: str,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.namespace, self.identity, self.conn_id = namespace, identity, conn_id
         self.poll_s, self.log_every_s, self.start_s = poll_s, log_every_s, start_s
-        self.deadline, self.logged = deadline, logged
+        self.deadline = deadline
+        self.logged = ""  # time of the last line, RFC 3339
         self._told = False
         self._log_at = time.monotonic() + min(log_every_s, 2 * poll_s)
 
@@ -168,8 +168,8 @@ class PodsTrigger(ClusterTrigger):
     """Watch the pods of one task until there is something to decide, and let the task's log have what they print.
 
     The event's `status` is `changed` (a pod has ended or is gone), `late` (one does not run in time), `timeout` (the
-    task's time is over) or `error` (with a `message`); `namespace`, `deadline` and `logged` are those of the
-    trigger by then.
+    task's time is over) or `error` (with a `message`); `namespace`, `deadline` and `logged` are those of
+    the trigger by then.
 
     Parameters:
         namespace: of the pods.
@@ -180,7 +180,6 @@ class PodsTrigger(ClusterTrigger):
         log_every_s: time between two looks at the log (seconds); 0 leaves it alone.
         start_s: a pod must run so long after it was made (seconds).
         deadline: time at which the task's time is over (seconds since 1970); none without one.
-        logged: time of the last line that was logged, RFC 3339.
     """
 
     kept = (*ClusterTrigger.kept, "uids")
@@ -195,9 +194,8 @@ class PodsTrigger(ClusterTrigger):
         log_every_s: float = 60.0,
         start_s: float = 600.0,
         deadline: float | None = None,
-        logged: str = "",
     ) -> None:
-        super().__init__(namespace, identity, conn_id, poll_s, log_every_s, start_s, deadline, logged)
+        super().__init__(namespace, identity, conn_id, poll_s, log_every_s, start_s, deadline)
         self.uids = list(uids)
 
     async def _look(self, core: Any) -> str:

@@ -155,6 +155,23 @@ def test_a_triggerer_that_is_killed_is_succeeded_by_another(flights, cluster, ho
     until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
+def test_a_lost_pod_s_lines_stay_in_the_log_when_it_is_replaced(flights, cluster, hold):
+    ((run_id, pod),) = begun(flights, cluster)
+    until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
+    identity = pod["metadata"]["labels"]["airflow-ml/identity"].encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        if identity in read(process / "cmdline"):
+            os.kill(int(process.name), signal.SIGKILL)
+    until(lambda: running(cluster, run_id)["metadata"]["uid"] != pod["metadata"]["uid"], 60, "it is not replaced")
+    hold.unlink()
+    run = ended(flights, run_id)
+    assert run["state"] == "success", flights.why(DAG, run)
+    counted = held(flights, run_id)
+    first = counted.index(0, 1)
+    assert counted == [*range(first), *range(len(counted) - first)]
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
 def test_a_scheduler_that_is_killed_finds_the_task_where_it_was(flights, cluster, hold):
     """Its workers die with it; the pod ends while it is away."""
     ((run_id, pod),) = begun(flights, cluster)

@@ -48,7 +48,7 @@ def test_the_task_s_time_may_be_over():
 
 
 def test_it_is_made_again_as_it_was():
-    path, arguments = trigger(logged="2026-01-01T00:00:00Z", deadline=1.5).serialize()
+    path, arguments = trigger(deadline=1.5).serialize()
     assert path == "airflow_ml_provider.triggers.pods.PodsTrigger"
     assert PodsTrigger(**arguments).serialize() == (path, arguments)
 
