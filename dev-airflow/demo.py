@@ -59,6 +59,11 @@ def main() -> None:
             shutil.rmtree(args.state)
             say(f"deleted {args.state}")
         return
+    if args.command == "pods":
+        try:
+            kubernetes.check()  # before all else, which takes a quarter of an hour
+        except kubernetes.NoCluster as reason:
+            raise SystemExit(str(reason)) from None
     stack.start(say)
     if args.command == "pods" or not args.no_wait:
         Demo(stack).run()

@@ -82,6 +82,10 @@ class Services:
         """Return the names of what was started and not stopped yet."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
+    def members(self, name: str) -> list[int]:
+        """Return the live processes of a process that was started, itself among them."""
+        return _session(self._record(name)["pid"]) if self.running(name) else []
+
     def log(self, name: str) -> Path:
         """Return the log file of a process."""
         return self.folder / f"{name}.log"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import BaseHook
 
 from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
-from airflow_ml_provider.hooks.cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require, unless
+from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require, unless
 from airflow_ml_provider.stages.deploy.kserve import inference
 from airflow_ml_provider.stages.deploy.kserve.compare import same
 from airflow_ml_provider.stages.deploy.kserve.manifest import (

@@ -11,7 +11,7 @@ pytest.importorskip("airflow.providers.cncf.kubernetes")
 
 from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
 from airflow_ml_provider.hooks import kserve
-from airflow_ml_provider.hooks.cluster import explained
+from airflow_ml_provider.hooks._cluster import explained
 
 
 def test_same_protocol() -> None:
