@@ -131,7 +131,7 @@ def test_a_candidate_with_other_scores_is_taken_away(place, models, tmp_path):
 
 def test_a_candidate_that_cannot_be_loaded_never_gets_a_request(place, models, tmp_path):
     (Path(models["good"].uri) / "model.onnx").write_bytes(b"no model")
-    with Users(place) as users, pytest.raises(AirflowFailException, match=r"the candidate has failed: .*digest"):
+    with Users(place) as users, pytest.raises(AirflowFailException, match=r"(?s)the candidate has failed: .*digest"):
         run(rollout(tmp_path, models["good"]), run_id="r")
     assert not users.failures
     assert len(set(users.answers)) == 1
