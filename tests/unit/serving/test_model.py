@@ -39,7 +39,7 @@ def test_together_as_alone(served: Version) -> None:
 
 
 def test_another_model_is_refused(served: Version) -> None:
-    with pytest.raises(IntegrityError, match="model 'late' at .* has digest .* it was changed"):
+    with pytest.raises(IntegrityError, match=r"model 'late' at .* has digest .* it was changed"):
         model.load("late", replace(served, digest="sha256:" + "0" * 64))
 
 
