@@ -96,7 +96,8 @@ def _env(version: Version) -> list[dict[str, str]]:
             )  # fmt: skip
         own["MLSERVER_MODEL_MAX_BATCH_SIZE"] = str(server.max_batch)
         own["MLSERVER_MODEL_MAX_BATCH_TIME"] = str(server.max_delay_ms / 1000)
-    return [{"name": name, "value": str(value)} for name, value in {**own, **server.env}.items()]
+    # In one order, since that of a mapping is lost where it is written down, and another would be another version.
+    return [{"name": name, "value": str(value)} for name, value in sorted({**own, **server.env}.items())]
 
 
 def _resources(version: Version) -> dict[str, Any]:
