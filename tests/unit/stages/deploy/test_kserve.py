@@ -195,7 +195,7 @@ class TestManifest:
         after = manifest(service(V2), STANDARD, before)
         old, new = before["spec"]["canary"][0]["predictor"], after["spec"]["predictor"]
         assert deployment("late", old) == deployment("late", new) == "late-v2-predictor"
-        assert old["model"].pop("name") == ""  # which its definition asks for, and which KServe takes for none
+        assert old["model"].pop("name") == "kserve-container"  # asked for by the definition; KServe calls all so
         scale = ("minReplicas", "maxReplicas")
         assert {k: v for k, v in old.items() if k not in scale} == {k: v for k, v in new.items() if k not in scale}
 
