@@ -25,6 +25,11 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": _NAME, "tags": ["software"]},
             {"integration-name": "MLflow", "external-doc-url": "https://mlflow.org/", "tags": ["software"]},
             {"integration-name": "Feast", "external-doc-url": "https://docs.feast.dev/", "tags": ["software"]},
+            {
+                "integration-name": "KServe",
+                "external-doc-url": "https://kserve.github.io/website/",
+                "tags": ["software"],
+            },
             {"integration-name": "OpenLineage", "external-doc-url": "https://openlineage.io/", "tags": ["protocol"]},
         ],
         "operators": [_modules(_NAME, "operators", *_OPERATORS)],
@@ -32,6 +37,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             _modules("MLflow", "hooks", "mlflow", "registry"),
             _modules("Feast", "hooks", "feast"),
+            _modules("KServe", "hooks", "kserve"),
             _modules("OpenLineage", "hooks", "lineage"),
         ],
         "triggers": [_modules(_NAME, "triggers", "check", "jobs", "pods", "previous", "serving")],

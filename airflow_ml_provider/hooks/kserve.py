@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import BaseHook
-
 from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
 from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require, unless
 from airflow_ml_provider.stages.deploy.kserve import inference
+from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, MODE, PLURAL, Abilities, abilities
 from airflow_ml_provider.stages.deploy.kserve.compare import same
 from airflow_ml_provider.stages.deploy.kserve.manifest import (
     SERVICE,
@@ -21,53 +20,36 @@ from airflow_ml_provider.stages.deploy.kserve.manifest import (
     record_name,
     recorded,
 )
-from airflow_ml_provider.stages.deploy.kserve.place import API_VERSION, GROUP, MODE, PLURAL, Place, place
 from airflow_ml_provider.stages.deploy.kserve.states import Seen, observed
-from airflow_ml_provider.stages.deploy.service import Observed, Service
+from airflow_ml_provider.stages.deploy.place import KServe
+from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
+_MODES = {"": "", "standard": "Standard", "serverless": "Knative"}
 _SELECTOR = f"{GROUP}/inferenceservice"  # KServe's label on all that it makes of one
 _CONFIG, _PROBE = "inferenceservice-config", "airflow-ml-probe"
 _NO_ENDPOINT = 503
 _TRIES = 5  # KServe writes the status meanwhile
 
 
-class KServeHook(BaseHook):
-    """What a service on KServe shall be and is, as `stages.deploy.service.Serving` says.
+class KServeServing:
+    """The services of a namespace on KServe; fulfils `stages.deploy.service.Serving`.
 
     What a service shall be is kept in a ConfigMap `NAME-airflow-ml` beside its InferenceService, because KServe gives
     the annotations of that one to the pods. It is written first, and its resource version is the service's revision.
     The InferenceService follows from it; should its writer end in between, whoever puts the service again completes it.
 
     Parameters:
-        conn_id: connection to the cluster.
-        namespace: where the services are; empty takes that of the connection.
-        mode: KServe's deployment mode, `Standard` or `Knative`; empty takes the cluster's default.
-        address: where requests go instead of a service's own address, which then is the header `Host`: the gateway,
-            seen from here.
+        place: connection, namespace, mode and address.
         system: namespace of KServe itself.
         timeout_s: a call to the cluster fails after so many seconds.
     """
 
-    conn_name_attr = "conn_id"
-    default_conn_name = "kubernetes_default"
-
-    def __init__(
-        self,
-        conn_id: str = default_conn_name,
-        *,
-        namespace: str = "",
-        mode: str = "",
-        address: str = "",
-        system: str = "kserve",
-        timeout_s: float = 30.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.conn_id, self.mode, self.address, self.system, self.timeout_s = conn_id, mode, address, system, timeout_s
-        self._namespace = namespace
+    def __init__(self, place: KServe, *, system: str = "kserve", timeout_s: float = 30.0) -> None:
+        self.conn_id, self.mode, self.address = place.conn_id, _MODES[place.mode], place.address
+        self.system, self.timeout_s, self._namespace = system, timeout_s, place.namespace
 
     def look(self, name: str) -> Observed | None:
         """Return a service as it is, or none."""
@@ -77,7 +59,7 @@ class KServeHook(BaseHook):
             if kept is None or _orphaned(kept, found):
                 return None
             asked = recorded(kept["data"])
-            return observed(asked, kept["metadata"]["resourceVersion"], self._seen(name, found), self.place)
+            return observed(asked, kept["metadata"]["resourceVersion"], self._seen(name, found), self.abilities)
 
     def put(self, wanted: Service, revision: str | None = None) -> str:
         """Make a service what it shall be, without waiting; return the new revision. The same again changes nothing.
@@ -104,6 +86,13 @@ class KServeHook(BaseHook):
             kept = self._keep(wanted, kept)
             found = self._write(wanted, found, kept)
             return str(self._own(kept, found)["metadata"]["resourceVersion"])
+
+    def readings(self, name: str) -> Readings:
+        """Return what each version has counted: nothing, since KServe counts no requests."""
+        raise SpecError(
+            f"nothing counts the requests of service {name!r}: KServe does not, and its servers each in their own way; "
+            "roll out by steps of time, or look at your gateway's metrics"
+        )
 
     def remove(self, name: str) -> None:
         """Remove a service; none is no error."""
@@ -138,7 +127,7 @@ class KServeHook(BaseHook):
             raise SpecError(f"there is no version {version!r} of service {name!r}" if state else f"no service {name!r}")
         asked = state.wanted.versions[version] if version else state.wanted.stable
         request = inference.request(rows, asked.server.format)
-        if version and self.place.shape == "standard":
+        if version and self.abilities.shape == "standard":
             answer = self._through(name, version, request, asked.server.timeout_s)
         else:
             url = self._revision_url(name, version) if version else state.address
@@ -151,7 +140,7 @@ class KServeHook(BaseHook):
         return self._namespace or self._kubernetes.get_namespace() or "default"
 
     @cached_property
-    def place(self) -> Place:
+    def abilities(self) -> Abilities:
         """What KServe can do in this cluster.
 
         Whether there is a `spec.canary` is tried by an InferenceService that the server does not keep (`dryRun`), since
@@ -175,7 +164,7 @@ class KServeHook(BaseHook):
         }  # fmt: skip
         with self._explained():
             tried = self._custom("create", body=probe, dry_run="All")
-        return place(config, "canary" in tried["spec"], self.mode)
+        return abilities(config, "canary" in tried["spec"], self.mode)
 
     def _found(self, name: str, going: bool = False) -> dict[str, Any] | None:
         """Return the InferenceService, unless there is none or, by default, it is being deleted."""
@@ -245,15 +234,15 @@ class KServeHook(BaseHook):
         )
 
     def _manifest(self, wanted: Service, found: Mapping[str, Any] | None) -> dict[str, Any]:
-        revisions = self._revisions(wanted.name) if found and self.place.shape == "serverless" else ()
-        return manifest(wanted, self.place, found, revisions)
+        revisions = self._revisions(wanted.name) if found and self.abilities.shape == "serverless" else ()
+        return manifest(wanted, self.abilities, found, revisions)
 
     def _seen(self, name: str, found: Mapping[str, Any] | None) -> Seen:
         """Return what there is of a service."""
         if found is None:
             return Seen()
         selector = {"label_selector": f"{_SELECTOR}={name}", **self._limit}
-        if self.place.shape == "serverless":
+        if self.abilities.shape == "serverless":
             parts = self._revisions(name)
         else:
             parts = self._json(self._apps.list_namespaced_deployment(self.namespace, **selector))["items"]
@@ -312,7 +301,7 @@ class KServeHook(BaseHook):
         return cast("dict[str, Any]", self._api.sanitize_for_serialization(found))
 
     def _explained(self) -> Any:
-        require("KServeHook")
+        require("KServe")
         return explained(self.conn_id, "service")
 
     @cached_property

@@ -4,8 +4,8 @@ The definition of InferenceServices must be installed, for the shape `serverless
 (`REVISIONS`). What KServe and Knative do of them is done here by a thread: real Deployments whose pods answer by the
 Open Inference Protocol, statuses in KServe's order, and a proxy that splits requests as the routes say.
 
-    with KServe(api_client, "default", image="python:3.11") as kserve:
-        hook = KServeHook(address=kserve.address, mode="Standard", ...)
+    with Controller(api_client, "default", image="python:3.11") as kserve:
+        serving = KServeServing(KServe(address=kserve.address, mode="standard"))
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any, Literal
 from kubernetes import client
 from kubernetes.client import ApiException
 
+from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, PLURAL
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, deployment
-from airflow_ml_provider.stages.deploy.kserve.place import API_VERSION, GROUP, PLURAL
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ _COMMANDS: dict[str, list[str]] = {
 }
 
 
-class KServe:
+class Controller:
     """Look after the InferenceServices of one namespace as KServe would; a context manager.
 
     Parameters:
@@ -123,7 +123,7 @@ class KServe:
         """Where requests go; the header `Host` says for which service."""
         return self.router.address
 
-    def __enter__(self) -> KServe:
+    def __enter__(self) -> Controller:
         self.router.start()
         self._thread.start()
         return self

@@ -52,12 +52,17 @@ def definitions(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def hook(cluster: Any, definitions: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Make a hook; whatever services are left are removed, and what they leave fails the test."""
-    from airflow_ml_provider.hooks.kserve import KServeHook
+    """Open KServe; whatever services are left are removed, and what they leave fails the test."""
+    from airflow_ml_provider.hooks.kserve import KServeServing
+    from airflow_ml_provider.stages.deploy.place import KServe
 
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", kubernetes.connection(cluster.kubeconfig))
-    yield lambda **settings: KServeHook(**{"system": kubernetes.NAMESPACE, **settings})
+
+    def make(system: str = kubernetes.NAMESPACE, timeout_s: float = 30, **settings: Any) -> KServeServing:
+        return KServeServing(KServe(**settings), system=system, timeout_s=timeout_s)
+
+    yield make
     for one in cluster.get("inferenceservices.serving.kserve.io"):
         cluster.kubectl("delete", "inferenceservices.serving.kserve.io", one["metadata"]["name"])
 
@@ -78,12 +83,12 @@ def kserve(cluster: Any, definitions: None) -> Iterator[Callable[..., Any]]:
     """Start the stand-in; it ends after the test, and fails it if something was refused to it."""
     from kubernetes.config import new_client_from_config
 
-    from airflow_ml_provider.testing.kserve import KServe
+    from airflow_ml_provider.testing.kserve import Controller
 
     with ExitStack() as stack, new_client_from_config(cluster.kubeconfig) as api:
 
         def start(**settings: Any) -> Any:
-            return stack.enter_context(KServe(api, kubernetes.NAMESPACE, image=kubernetes.IMAGE, **settings))
+            return stack.enter_context(Controller(api, kubernetes.NAMESPACE, image=kubernetes.IMAGE, **settings))
 
         yield start
 

@@ -11,9 +11,9 @@ import pytest
 
 from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
 from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
 from airflow_ml_provider.stages.deploy.kserve.compare import same
 from airflow_ml_provider.stages.deploy.kserve.manifest import manifest, record
-from airflow_ml_provider.stages.deploy.kserve.place import Place
 from airflow_ml_provider.stages.deploy.service import FORMATS, Observed, Server, Service, Version
 
 KIND = "inferenceservices.serving.kserve.io"
@@ -78,18 +78,18 @@ def answers(hook: Any, times: int = 100) -> Counter[str]:
 class TestAccepted:
     """Everything that is rendered is taken by the server, and nothing is dropped from it."""
 
-    @pytest.mark.parametrize("where", [Place(), Place(shape="serverless")], ids=lambda place: place.shape)
+    @pytest.mark.parametrize("where", [Abilities(), Abilities(shape="serverless")], ids=lambda one: one.shape)
     @pytest.mark.parametrize("format", FORMATS)
-    def test_formats(self, cluster: Any, definitions: None, where: Place, format: str) -> None:
+    def test_formats(self, cluster: Any, definitions: None, where: Abilities, format: str) -> None:
         image = {"image": "late:1"} if format == "custom" else {}
         self.check(cluster, manifest(service(version("v1", format=format, **image, **FULL)), where))
 
     def test_candidate(self, cluster: Any, definitions: None) -> None:
-        self.check(cluster, manifest(service(version("v1", **FULL), version("v2", **FULL), 20), Place()))
+        self.check(cluster, manifest(service(version("v1", **FULL), version("v2", **FULL), 20), Abilities()))
 
     def test_candidate_of_ones_own(self, cluster: Any, definitions: None) -> None:
         own = {"format": "custom", "image": "late:1", **FULL}
-        self.check(cluster, manifest(service(version("v1", **own), version("v2", **own), 20), Place()))
+        self.check(cluster, manifest(service(version("v1", **own), version("v2", **own), 20), Abilities()))
 
     def test_record(self, cluster: Any) -> None:
         made = record(service(version("v1", **FULL), V2, 20, rollout={"step": 1}))
@@ -163,7 +163,7 @@ class TestPut:
         assert cluster.get(KIND)[0]["spec"]["canary"][0]["trafficPercent"] == 20
 
     def test_not_ours(self, hook: Make, cluster: Any) -> None:
-        foreign = manifest(service(), Place())
+        foreign = manifest(service(), Abilities())
         del foreign["metadata"]["labels"]
         cluster.kubectl("create", "-f", "-", stdin=json.dumps(foreign))
         assert hook().look("late") is None
@@ -193,10 +193,10 @@ class TestPut:
             hook().put(service(V1, V2, mirror=5))
         assert hook().look("late") is None
 
-    def test_place(self, hook: Make) -> None:
-        assert hook().place == Place()
-        assert hook(mode="Knative").place == Place(shape="serverless")
-        assert hook(mode="Standard", system="nowhere").place == Place()
+    def test_abilities(self, hook: Make) -> None:
+        assert hook().abilities == Abilities()
+        assert hook(mode="serverless").abilities == Abilities(shape="serverless")
+        assert hook(mode="standard", system="nowhere").abilities == Abilities()
         with pytest.raises(SpecError, match="cannot read ConfigMap 'inferenceservice-config' in namespace 'nowhere'"):
             hook(system="nowhere").put(service())
 
@@ -305,7 +305,7 @@ class TestStandard:
 
 class TestServerless:
     def test_rollout(self, hook: Make, kserve: Make, cluster: Any, until: Callable[..., Observed]) -> None:
-        one = hook(mode="Knative", address=kserve().address)
+        one = hook(mode="serverless", address=kserve().address)
         revision = one.put(service())
         with pytest.raises(Unavailable, match="does not answer all requests yet"):
             one.put(service(V1, V2, 20), revision)
@@ -327,7 +327,7 @@ class TestServerless:
         self, hook: Make, kserve: Make, cluster: Any, until: Callable[..., Observed], wait: Callable[..., Any]
     ) -> None:
         """Nothing is sent to the candidate any more, although it is the last revision that is ready."""
-        one = hook(mode="Knative", address=kserve().address)
+        one = hook(mode="serverless", address=kserve().address)
         revision = one.put(service())
         until(one, {"v1": "ready"}, v1=100)
         revision = one.put(service(V1, V2, 50), revision)
@@ -350,7 +350,7 @@ class TestServerless:
         assert answers(one, 20) == {"v1": 20}
 
     def test_rolled_back_from_all(self, hook: Make, kserve: Make, until: Callable[..., Observed]) -> None:
-        one = hook(mode="Knative", address=kserve().address)
+        one = hook(mode="serverless", address=kserve().address)
         revision = one.put(service())
         until(one, {"v1": "ready"}, v1=100)
         revision = one.put(service(V1, V2, 100), revision)
@@ -364,13 +364,18 @@ class TestServerless:
     def test_candidate_fails(
         self, hook: Make, kserve: Make, until: Callable[..., Observed], fault: str, phase: str
     ) -> None:
-        one = hook(mode="Knative", address=kserve(faults={"v2": fault}).address)
+        one = hook(mode="serverless", address=kserve(faults={"v2": fault}).address)
         revision = one.put(service())
         until(one, {"v1": "ready"}, v1=100)
         one.put(service(V1, V2, 50), revision)
         state = until(one, {"v1": "ready", "v2": phase}, v1=100)
         assert state.states["v2"].why
         assert answers(one, 20) == {"v1": 20}
+
+
+def test_nothing_counts_requests(hook: Make) -> None:
+    with pytest.raises(SpecError, match="nothing counts the requests of service 'late'"):
+        hook().readings("late")
 
 
 class TestPredict:
@@ -399,13 +404,13 @@ class TestPredict:
             hook().predict("late", ROWS)
 
 
-@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("mode", ["standard", "serverless"])
 def test_rights(
     hook: Make, kserve: Make, limited: str, until: Callable[..., Observed], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """The Roles of the documentation suffice for everything."""
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", limited)
-    one = hook(mode="" if mode == "Standard" else mode, address=kserve().address)
+    one = hook(mode="" if mode == "standard" else mode, address=kserve().address)
     revision = one.put(service())
     until(one, {"v1": "ready"}, v1=100)
     revision = one.put(service(V1, V2, 50), revision)

@@ -20,8 +20,8 @@ def test_same_protocol() -> None:
 
     from airflow_ml_provider.stages.deploy.service import Serving
 
-    for name in ("look", "put", "remove", "predict"):
-        asked, given = (inspect.signature(getattr(one, name)).parameters for one in (Serving, kserve.KServeHook))
+    for name in ("look", "put", "readings", "remove", "predict"):
+        asked, given = (inspect.signature(getattr(one, name)).parameters for one in (Serving, kserve.KServeServing))
         assert [(one.name, one.default) for one in asked.values()] == [
             (one.name, one.default) for one in given.values()
         ]

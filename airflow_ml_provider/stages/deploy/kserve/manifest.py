@@ -23,7 +23,7 @@ from typing import Any, Optional
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, Unavailable, invalid
-from airflow_ml_provider.stages.deploy.kserve.place import API_VERSION, GROUP, MODE, Place
+from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, MODE, Abilities
 from airflow_ml_provider.stages.deploy.kserve.predictor import SCALE, predictor, rendered, storage
 from airflow_ml_provider.stages.deploy.service import Service
 
@@ -37,7 +37,7 @@ Json = Mapping[str, Any]
 
 
 def manifest(
-    service: Service, where: Place, found: Optional[Json] = None, revisions: Sequence[Json] = ()
+    service: Service, where: Abilities, found: Optional[Json] = None, revisions: Sequence[Json] = ()
 ) -> dict[str, Any]:
     """Return the InferenceService of a service.
 
@@ -106,7 +106,7 @@ def marks(revisions: Sequence[Json]) -> dict[str, str]:
     return {one["metadata"]["name"]: rendered(one["metadata"]) for one in revisions}
 
 
-def _check(service: Service, where: Place) -> None:
+def _check(service: Service, where: Abilities) -> None:
     if service.mirror:
         raise SpecError(
             f"KServe cannot mirror traffic, got mirror={service.mirror:g}; set mirror=0 and score recorded requests "
@@ -129,7 +129,7 @@ def _check(service: Service, where: Place) -> None:
         )
 
 
-def _standard(service: Service, where: Place, found: Sequence[Json]) -> dict[str, Any]:
+def _standard(service: Service, where: Abilities, found: Sequence[Json]) -> dict[str, Any]:
     stable = predictor(service.stable, where)
     names = {rendered(one): one["name"] for one in reversed(found) if "name" in one}
     if where.canaries:
@@ -194,7 +194,7 @@ def _inherited(stable: Json, canary: Json, path: str = "") -> Iterator[str]:
             yield here
 
 
-def _serverless(service: Service, where: Place, found: Optional[Json], revisions: Sequence[Json]) -> dict[str, Any]:
+def _serverless(service: Service, where: Abilities, found: Optional[Json], revisions: Sequence[Json]) -> dict[str, Any]:
     stable, of = predictor(service.stable, where), marks(revisions)
     status = component(found or {})
     rolled_out, ready = (of.get(status.get(f"latest{key}Revision", ""), "") for key in ("Rolledout", "Ready"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
-from airflow_ml_provider.stages.deploy.kserve.place import Place
+from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
 from airflow_ml_provider.stages.deploy.service import Version
 
 VERSION, MODEL, RENDERED = "airflow-ml/version", "airflow-ml/model", "airflow-ml/rendered"  # annotations
@@ -30,7 +30,7 @@ _RUNTIMES = {
 }
 
 
-def predictor(version: Version, where: Place) -> dict[str, Any]:
+def predictor(version: Version, where: Abilities) -> dict[str, Any]:
     """Return the predictor of a version; its annotations, which KServe gives the pods, say what it was made from."""
     server = version.server
     if taken := sorted(set(_RESERVED) & set(server.template)):

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, component, deployment, marks, predictors
-from airflow_ml_provider.stages.deploy.kserve.place import Place
 from airflow_ml_provider.stages.deploy.kserve.predictor import predictor, rendered
 from airflow_ml_provider.stages.deploy.service import Observed, Service, Version, VersionState
 
@@ -47,7 +47,7 @@ class Seen:
     warning: str = ""
 
 
-def observed(wanted: Service, revision: str, seen: Seen, where: Place) -> Observed:
+def observed(wanted: Service, revision: str, seen: Seen, where: Abilities) -> Observed:
     """Return a service as it is.
 
     Parameters:
@@ -71,7 +71,7 @@ def observed(wanted: Service, revision: str, seen: Seen, where: Place) -> Observ
     return Observed(wanted, revision, states, str(_status(seen.service).get("url", "")))
 
 
-def percents(service: Json, parts: Sequence[Json], where: Place) -> dict[str, float]:
+def percents(service: Json, parts: Sequence[Json], where: Abilities) -> dict[str, float]:
     """Return how many of the requests (percent) go to what was made from which predictor.
 
     In `standard` it is what KServe makes the weights of its HTTPRoute from: a canary that is not ready gets none.
@@ -102,7 +102,7 @@ def _failed(why: str) -> VersionState:
     return VersionState("failed", why)
 
 
-def _unlike(wanted: Service, version: Version, mark: str, service: Json, where: Place) -> Optional[VersionState]:
+def _unlike(wanted: Service, version: Version, mark: str, service: Json, where: Abilities) -> Optional[VersionState]:
     """Return a state when the InferenceService is not what it shall be: a writer ended half-way, or others wrote."""
     found = [rendered(one) for one in predictors(service)]
     candidate = wanted.candidate

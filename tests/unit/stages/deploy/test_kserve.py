@@ -10,15 +10,15 @@ import pytest
 
 from airflow_ml_provider.exceptions import SpecError, Unavailable
 from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities, abilities
 from airflow_ml_provider.stages.deploy.kserve.compare import same
 from airflow_ml_provider.stages.deploy.kserve.manifest import deployment, manifest, record, recorded
-from airflow_ml_provider.stages.deploy.kserve.place import Place, place
 from airflow_ml_provider.stages.deploy.kserve.predictor import predictor, rendered
 from airflow_ml_provider.stages.deploy.kserve.states import Seen, observed
 from airflow_ml_provider.stages.deploy.service import FORMATS, Server, Service, Version, VersionState
 
-STANDARD, SERVERLESS = Place(), Place(shape="serverless")
-OLD = Place(canaries=False, routes=False)
+STANDARD, SERVERLESS = Abilities(), Abilities(shape="serverless")
+OLD = Abilities(canaries=False, routes=False)
 
 
 def version(name: str, **server: Any) -> Version:
@@ -33,7 +33,7 @@ def service(stable: Version = V1, candidate: Version | None = None, percent: flo
     return Service("late", stable, candidate, percent, **other)
 
 
-def marked(one: Version, where: Place = STANDARD) -> str:
+def marked(one: Version, where: Abilities = STANDARD) -> str:
     return rendered(predictor(one, where))
 
 
@@ -148,23 +148,23 @@ class TestPlace:
     )  # fmt: skip
     def test_mode(self, asked: str, default: str | None, mode: str) -> None:
         deploy = {"deploy": json.dumps({"defaultDeploymentMode": default})} if default else {}
-        assert place(deploy, True, asked).mode == mode
+        assert abilities(deploy, True, asked).mode == mode
 
     def test_old(self) -> None:
-        assert place({}, False).mode == "RawDeployment"
+        assert abilities({}, False).mode == "RawDeployment"
 
     def test_routes(self) -> None:
-        assert not place({}, True).routes
-        assert place({"ingress": '{"enableGatewayApi": true}'}, True).routes
+        assert not abilities({}, True).routes
+        assert abilities({"ingress": '{"enableGatewayApi": true}'}, True).routes
 
     def test_unknown(self) -> None:
         with pytest.raises(SpecError, match=r"deployment mode must be one of .*, got 'ModelMesh'"):
-            place({}, True, "ModelMesh")
+            abilities({}, True, "ModelMesh")
 
 
 class TestManifest:
     @pytest.mark.parametrize("where", [STANDARD, SERVERLESS, OLD])
-    def test_one_version(self, where: Place) -> None:
+    def test_one_version(self, where: Abilities) -> None:
         made = manifest(service(), where)
         assert made["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == where.mode
         assert "canary" not in made["spec"]
@@ -241,8 +241,8 @@ class TestManifest:
         with pytest.raises(SpecError, match=r"its InferenceService has no spec\.canary; upgrade to KServe 0\.20"):
             manifest(service(V1, V2), OLD)
         with pytest.raises(SpecError, match=r"it routes by Ingress; set ingress\.enableGatewayApi"):
-            manifest(service(V1, V2, 1), Place(routes=False))
-        assert manifest(service(V1, V2), Place(routes=False))["spec"]["canary"]
+            manifest(service(V1, V2, 1), Abilities(routes=False))
+        assert manifest(service(V1, V2), Abilities(routes=False))["spec"]["canary"]
 
     def test_same_storage(self) -> None:
         both = {"storage": "s3://models/late"}
@@ -352,7 +352,7 @@ class TestServerless:
         assert "put the service again" in state["v2"].why
 
 
-def deployed(name: str, one: Version, where: Place = STANDARD, **status: Any) -> dict[str, Any]:
+def deployed(name: str, one: Version, where: Abilities = STANDARD, **status: Any) -> dict[str, Any]:
     """Return a Deployment as KServe makes it; by default its pods answer."""
     template = {"metadata": {"annotations": predictor(one, where)["annotations"]}}
     counts = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}

@@ -15,7 +15,7 @@ _LEGACY = {"RawDeployment": "Standard", "Serverless": "Knative"}
 
 
 @dataclass(frozen=True)
-class Place:
+class Abilities:
     """What KServe in a cluster can do.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
         return new if self.canaries else old
 
 
-def place(config: Mapping[str, str], canaries: bool, mode: str = "") -> Place:
+def abilities(config: Mapping[str, str], canaries: bool, mode: str = "") -> Abilities:
     """Return what KServe can do.
 
     Parameters:
@@ -52,4 +52,4 @@ def place(config: Mapping[str, str], canaries: bool, mode: str = "") -> Place:
     name = _LEGACY.get(asked, asked)
     if name not in shapes:
         raise invalid("deployment mode", asked, "one of Standard, RawDeployment, Knative, Serverless")
-    return Place(shapes[name], canaries, routes=bool(ingress.get("enableGatewayApi")))
+    return Abilities(shapes[name], canaries, routes=bool(ingress.get("enableGatewayApi")))
