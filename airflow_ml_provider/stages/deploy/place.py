@@ -41,7 +41,7 @@ class KServe:
     Attributes:
         conn_id: Airflow connection to the cluster.
         namespace: namespace; empty takes that of the connection.
-        mode: KServe's deployment mode, `Standard` or `Knative`; empty takes the cluster's default.
+        mode: `standard` (Deployments) or `serverless` (Knative); empty takes what the cluster does by default.
         address: where to send requests instead of the URL that KServe gives a service, such as that of an ingress that
             the worker reaches.
         prometheus_conn_id: Airflow connection (HTTP) to the Prometheus that scrapes the servers; rollouts need it.
@@ -49,13 +49,13 @@ class KServe:
 
     conn_id: str = "kubernetes_default"
     namespace: str = ""
-    mode: Literal["", "Standard", "Knative"] = ""
+    mode: Literal["", "standard", "serverless"] = ""
     address: str = ""
     prometheus_conn_id: str = ""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("", "Standard", "Knative"):
-            raise invalid("mode", self.mode, "Standard, Knative or empty")
+        if self.mode not in ("", "standard", "serverless"):
+            raise invalid("mode", self.mode, "standard, serverless or empty")
 
 
 Place = Union[Local, KServe]
