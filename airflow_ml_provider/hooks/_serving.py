@@ -9,12 +9,9 @@ from airflow_ml_provider.stages.deploy.service import Serving
 def serving(place: Place) -> Serving:
     """Return what deploys to a place, looks at it and asks it."""
     if isinstance(place, KServe):
-        from airflow_ml_provider.hooks.kserve import KServeHook
+        from airflow_ml_provider.hooks.kserve import KServeServing
 
-        return KServeHook(
-            place.conn_id, namespace=place.namespace, mode=place.mode, address=place.address,
-            prometheus_conn_id=place.prometheus_conn_id,
-        )  # fmt: skip
+        return KServeServing(place)
     from airflow_ml_provider.serving.place import LocalServing
 
     return LocalServing(place)

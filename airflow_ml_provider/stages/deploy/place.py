@@ -8,6 +8,8 @@ from typing import Any, Literal, Union
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.stages.deploy import metrics
+from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,26 @@ class KServe:
     Attributes:
         conn_id: Airflow connection to the cluster.
         namespace: namespace; empty takes that of the connection.
-        mode: KServe's deployment mode, `Standard` or `Knative`; empty takes the cluster's default.
+        mode: `standard` (Deployments) or `serverless` (Knative); empty takes what the cluster does by default.
         address: where to send requests instead of the URL that KServe gives a service, such as that of an ingress that
             the worker reaches.
         prometheus_conn_id: Airflow connection (HTTP) to the Prometheus that scrapes the servers; rollouts need it.
+        metrics: what tells there what a version did: `istio`, `istio_gateway`, `knative`, `knative_opencensus`,
+            `mlserver`, `triton`, or a mapping of the attributes of `stages.deploy.metrics.Metrics` that differ from
+            those of its `base`.
     """
 
     conn_id: str = "kubernetes_default"
     namespace: str = ""
-    mode: Literal["", "Standard", "Knative"] = ""
+    mode: Literal["", "standard", "serverless"] = ""
     address: str = ""
     prometheus_conn_id: str = ""
+    metrics: Union[str, Mapping[str, str]] = "istio"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("", "Standard", "Knative"):
-            raise invalid("mode", self.mode, "Standard, Knative or empty")
+        if self.mode not in ("", "standard", "serverless"):
+            raise invalid("mode", self.mode, "standard, serverless or empty")
+        metrics.resolve(self.metrics)
 
 
 Place = Union[Local, KServe]
@@ -80,3 +87,13 @@ def resolve(place: Any) -> Place:
 def encode(place: Place) -> dict[str, Any]:
     """Return a place as the mapping that `resolve` takes."""
     return {next(kind for kind, cls in KINDS.items() if isinstance(place, cls)): codec.encode(place)}
+
+
+def check(place: Place, policy: RolloutPolicy) -> None:
+    """Refuse a policy with a check that could never be made at a place.
+
+    Raises:
+        SpecError: nothing counts there what it needs.
+    """
+    if isinstance(place, KServe):
+        metrics.check(metrics.resolve(place.metrics), policy)
