@@ -37,6 +37,9 @@ from airflow_ml_provider.stages.monitor.measures import Pair
 
 Verdict = Literal["pass", "fail", "unsure"]
 
+# Difference of means, as a share of the stable version's, that an interval is narrowest for: what accidents cost.
+_SPREAD = 0.25
+
 ALONE = "there is no stable version to compare with"
 
 
@@ -172,8 +175,8 @@ def _business(check: Business, windows: Windows) -> Iterator[_Measured]:
         yield replace(found, note="the stable version's mean is not positive, so there is no ratio")
     else:
         # The contrast of the means is judged, which unlike their ratio is about normal; its sign says the same.
-        variance = (new.variance + check.min_ratio**2 * old.variance) / old.mean**2
-        width = sequential.half_width(variance, 1 - check.min_ratio, windows.alpha)
+        variance = (new.variance_beside(old) + check.min_ratio**2 * old.variance) / old.mean**2
+        width = sequential.half_width(variance, _SPREAD, windows.alpha)
         ratio = new.mean / old.mean
         yield replace(found, observed=ratio, interval=(ratio - width, ratio + width))
 

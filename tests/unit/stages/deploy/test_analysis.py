@@ -169,6 +169,12 @@ def test_business_metrics(share, count, verdict):
     assert found.observed == pytest.approx(share / 0.1)
 
 
+def test_rare_clicks_that_have_not_come_yet_prove_nothing():
+    found = one(Business("clicks", 0.95), clicks(50_000, 0.005), clicks(300, 0.0))
+    assert (found.verdict, found.observed) == ("unsure", 0)
+    assert one(Business("clicks", 0.95), clicks(50_000, 0.005), clicks(10_000, 0.0)).verdict == "fail"
+
+
 def test_a_business_metric_without_values_or_ratio_is_unsure():
     assert one(Business("clicks"), clicks(1000, 0.1), VersionStats(1000)).note.startswith("no values were seen")
     found = one(Business("clicks"), clicks(1000, 0.0), clicks(1000, 0.1))

@@ -8,6 +8,7 @@ import pytest
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import DataError, SpecError
+from airflow_ml_provider.stages.deploy.analysis import Windows, judge
 from airflow_ml_provider.stages.deploy.policy import Agreement, ErrorRate, Latency, RolloutPolicy
 from airflow_ml_provider.stages.deploy.rollout import ADVANCED, advance, begin
 from airflow_ml_provider.stages.deploy.state import RolloutState, Seen
@@ -119,6 +120,23 @@ def test_a_candidate_that_dies_before_it_is_seen_promoted_is_rolled_back_later_n
     dead = replace(rollout.seen, health="failed")
     assert advance(rollout.state, QUICK, dead, rollout.now).action == "roll_back"
     assert advance(rollout.state, QUICK, replace(dead, promoted=True), rollout.now).action == "done"
+
+
+def test_promotion_is_repeated_until_it_is_seen():
+    rollout = Rollout()
+    rollout.looks(1, 1, 60, 1, requests=100)
+    assert rollout.looks(60, 1, obey=False, requests=100) == [("promote", 100), ("promote", 100)]
+    assert rollout.look(1, obey=False, generation=2, observed_generation=1).action == "wait"
+    assert rollout.look(1, observed_generation=2).action == "promote"
+    assert rollout.look(1).action == "done"
+
+
+def test_alpha_is_shared_among_the_steps():
+    rollout = Rollout()
+    rollout.looks(1, 1, 60, requests=200)
+    window = rollout.state.evidence[0]["criteria"][1]
+    alone = Windows(VersionStats(4000), VersionStats(400), QUICK.alpha / 2, QUICK.min_samples)
+    assert window["interval"] == list(judge(QUICK.checks, alone)[0].interval)
 
 
 def test_checks_go_on_until_the_candidate_is_seen_promoted():

@@ -147,6 +147,10 @@ def test_moments():
     assert found.variance == pytest.approx((30 - 25) / 3 / 4)
     assert Moments(1, 2, 4).variance == math.inf
     assert Moments().mean == 0
+    none, some = Moments(300, 0, 0), Moments(50_000, 250, 250)
+    assert none.variance == 0
+    assert none.variance_beside(some) == pytest.approx(0.005 / 300, rel=0.02)
+    assert some.variance_beside(none) == pytest.approx(some.variance, rel=0.01)
 
 
 def test_a_recorder_counts():
