@@ -172,7 +172,9 @@ def judge(policy: ExperimentPolicy, control: VersionStats, treatment: VersionSta
     effect = interval = None
     if min(old.count, new.count) >= 2:
         effect = new.mean - old.mean
-        width = sequential.half_width(old.variance + new.variance, policy.mde, policy.alpha)
+        variance = old.variance_beside(new) + new.variance_beside(old)
+        # As long as all values are the same, how they vary is not known.
+        width = sequential.half_width(variance, policy.mde, policy.alpha) if variance else math.inf
         interval = (effect - width, effect + width)
     if harm := [finding for finding in guardrails if finding.verdict == "fail"]:
         reason = "; ".join(finding.sentence for finding in harm)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from airflow_ml_provider import codec
 from airflow_ml_provider.stages.deploy.analysis import Finding, Windows, judge
 from airflow_ml_provider.stages.deploy.policy import Agreement, Business, ErrorRate, Latency, ScoreShift
+from airflow_ml_provider.stages.deploy.sequential import half_width
 from airflow_ml_provider.stages.deploy.stats import Histogram, Moments, VersionStats
 
 BOUNDS = tuple(0.01 * 1.1**i for i in range(60))
@@ -130,6 +131,19 @@ def test_score_shifts(counts, verdict):
     assert (found.name, found.verdict) == ("scores.psi", verdict)
 
 
+def test_what_rests_on_the_central_limit_fails_nobody_too_early():
+    few = scores(0, 0, 0, 90)
+    assert one(ScoreShift(), scores(5000, 5000, 5000, 5000), few, min_samples=90).verdict == "fail"
+    assert one(ScoreShift(), scores(5000, 5000, 5000, 5000), few, min_samples=91).verdict == "unsure"
+
+
+def test_equal_shares_are_not_known_to_be_equal():
+    """There the slopes of the index are 0, and its chi-square law is all that is left: k - 1 = 3, 1/n + 1/m = 0.01."""
+    found = one(ScoreShift(0.2), scores(50, 50, 50, 50), scores(50, 50, 50, 50))
+    width = half_width(2 * 3 * 0.01**2, 0.5, 0.05)
+    assert found.interval == (0, pytest.approx(width - 3 * 0.01))
+
+
 def test_the_noise_of_equal_distributions_is_taken_off():
     np = pytest.importorskip("numpy")
     rng, law = np.random.default_rng(1), [0.1] * 10
@@ -167,6 +181,12 @@ def test_business_metrics(share, count, verdict):
     found = one(Business("clicks", 0.95), clicks(50_000, 0.1), clicks(count, share))
     assert (found.name, found.verdict) == ("business.clicks.ratio", verdict)
     assert found.observed == pytest.approx(share / 0.1)
+
+
+def test_rare_clicks_that_have_not_come_yet_prove_nothing():
+    found = one(Business("clicks", 0.95), clicks(50_000, 0.005), clicks(300, 0.0))
+    assert (found.verdict, found.observed) == ("unsure", 0)
+    assert one(Business("clicks", 0.95), clicks(50_000, 0.005), clicks(10_000, 0.0)).verdict == "fail"
 
 
 def test_a_business_metric_without_values_or_ratio_is_unsure():

@@ -88,6 +88,7 @@ def test_impossible_rates(baseline, mde):
         (users(5000, 500), users(5000, 700, errors=200), "harmful"),
         (users(5000, 500), users(5600, 560), "broken"),
         (VersionStats(), VersionStats(), "running"),
+        (users(5000, 0), users(5000, 0), "running"),  # nobody has clicked yet
     ],
 )
 def test_outcomes(control, treatment, outcome):

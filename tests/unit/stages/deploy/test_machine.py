@@ -182,6 +182,10 @@ class RolloutMachine(RuleBasedStateMachine):
             assert decision.action == "roll_back" or (seen.settled and not seen.exposed and not seen.promoted)
         if self.ended:
             assert decision.action == "done"
+        elif decision.action == "done":
+            stops = self.policy.plan[-1].mirror_percent > 0
+            assert seen.settled
+            assert not seen.exposed if stops else seen.promoted
         if seen.health in ("failed", "gone") and not seen.promoted and not self.given_up and not self.ended:
             assert decision.action == "roll_back"
         if self.target_of(decision)[0] > self.target[0] or decision.action == "promote":

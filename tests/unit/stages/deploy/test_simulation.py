@@ -86,7 +86,7 @@ def test_little_traffic_is_no_licence(simulation):
     """One request a second: the first step would take 300 of them to 1 %, which is eight hours."""
     ended = simulation.run(POLICY, simulation.model(), seed=1, rate=1.0, every_s=60.0)
     assert (ended.action, ended.highest) == ("failed", 1)
-    assert ended.reason.startswith("no clear answer within 3600 s: requests is ")
+    assert ended.reason.startswith("no clear answer within 3600 s: 1 % since 3540 of 600 s; requests is 45 and must")
     patient = RolloutPolicy(steps=(20.0, 100.0), max_wait_s=7200.0)
     assert simulation.run(patient, simulation.model(), seed=1, rate=1.0, every_s=60.0).action == "done"
 

@@ -60,20 +60,21 @@ def test_after_a_restart_all_counts_are_new(earlier, now):
 
 
 @pytest.mark.parametrize(
-    "now",
+    ("earlier", "now"),
     [
-        VersionStats(99, 5),
-        VersionStats(200, 4),
-        VersionStats(120, 30),  # fewer answers that were right
-        VersionStats(200, 20, compared=9, agreed=9),
-        VersionStats(200, 20, Histogram(BOUNDS, (4, 9, 9, 9)), compared=10, agreed=9),
-        VersionStats(200, 20, Histogram((0.5,), (100, 100)), compared=10, agreed=9),
-        VersionStats(200, 20, Histogram(BOUNDS, (9, 9, 9, 9)), metrics={"x": Moments(1)}, compared=10, agreed=9),
+        (VersionStats(100, 5), VersionStats(99, 5)),
+        (VersionStats(100, 5), VersionStats(200, 4)),
+        (VersionStats(100, 5), VersionStats(120, 30)),  # fewer answers that were right
+        (VersionStats(compared=10, agreed=9), VersionStats(compared=20, agreed=8)),
+        (VersionStats(compared=10, agreed=5), VersionStats(compared=11, agreed=9)),
+        (VersionStats(scores=Histogram(BOUNDS, (5, 5, 5, 5))), VersionStats(scores=Histogram(BOUNDS, (4, 9, 9, 9)))),
+        (VersionStats(latency_s=Histogram(BOUNDS, (5, 5, 5, 5))), VersionStats(latency_s=Histogram((0.5,), (99, 99)))),
+        (VersionStats(metrics={"x": Moments(2)}), VersionStats(metrics={"x": Moments(1)})),
+        (VersionStats(metrics={"x": Moments(2)}), VersionStats(metrics={"y": Moments(3)})),
     ],
-    ids=["requests", "errors", "successes", "compared", "bucket", "bounds", "metric"],
+    ids=["requests", "errors", "successes", "agreed", "differed", "bucket", "bounds", "metric", "lost metric"],
 )
-def test_a_counter_that_fell_is_a_restart(now):
-    earlier = VersionStats(100, 5, Histogram(BOUNDS, (5, 5, 5, 5)), metrics={"x": Moments(2)}, compared=10, agreed=9)
+def test_a_counter_that_fell_is_a_restart(earlier, now):
     assert now.restarted(earlier)
     assert now - earlier == now
 
@@ -147,6 +148,10 @@ def test_moments():
     assert found.variance == pytest.approx((30 - 25) / 3 / 4)
     assert Moments(1, 2, 4).variance == math.inf
     assert Moments().mean == 0
+    none, some = Moments(300, 0, 0), Moments(50_000, 250, 250)
+    assert none.variance == 0
+    assert none.variance_beside(some) == pytest.approx(0.005 / 300, rel=0.02)
+    assert some.variance_beside(none) == pytest.approx(some.variance, rel=0.01)
 
 
 def test_a_recorder_counts():
