@@ -229,6 +229,8 @@ class Controller:
         for one in told["traffic"]:
             if "url" in one:
                 self.router.routes[one["url"].removeprefix("http://")] = [(one["revisionName"], 100)]
+        for key in [key for key, value in told.items() if not value]:
+            del told[key]  # as KServe leaves out what is empty
         newest = revisions[-1]["metadata"]["name"] == latest
         _condition(status, "PredictorReady", "True" if newest else "Unknown")
         _condition(status, "PredictorRouteReady", "True" if latest else "Unknown")
