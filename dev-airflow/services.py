@@ -197,6 +197,8 @@ class Stack:
             **kept,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW_HOME": str(self.state / "airflow"),
+            # On a busy machine the database may be locked for longer than the usual 5 s, of which a component dies.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.state}/airflow/airflow.db?timeout=60",
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": str(self.parallelism),

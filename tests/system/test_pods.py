@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,8 +71,9 @@ def mark(flights, what: str, as_: str) -> None:
     flights.api.call("PATCH", f"dags/{DAG}/dagRuns/{what}", {key: as_})
 
 
-def kill(flights, component: str) -> tuple[list[str], dict[str, str]]:
-    """Kill a component of Airflow with all its processes; return its command line and its environment."""
+@contextmanager
+def without(flights, component: str) -> Iterator[None]:
+    """Kill a component of Airflow with all its processes, and start it again afterwards, as it was."""
     services = flights.stack.services
     members = [pid for name in services.names() for pid in services.members(name)]
     commands = {pid: read(Path(f"/proc/{pid}/cmdline")).decode().split("\0")[:-1] for pid in members}
@@ -81,18 +84,18 @@ def kill(flights, component: str) -> tuple[list[str], dict[str, str]]:
         whole |= grown
     for pid in whole:
         os.kill(pid, signal.SIGKILL)
-    return commands[first], dict(line.split("=", 1) for line in environment)
+    try:
+        yield
+    finally:
+        services.stop(component)  # what is left of one that was started here before
+        settings = {"AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5"}  # to know sooner that it was killed
+        services.start(component, commands[first], dict(line.split("=", 1) for line in environment) | settings)
 
 
 def parent(pid: int) -> int:
-    return int(read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[1])
-
-
-def start(flights, component: str, command: list[str], environment: dict[str, str]) -> None:
-    """Start a component again; it is stopped with all of `flights`. Its dead predecessor is known after 5 s."""
-    settings = {"AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5"}
-    flights.stack.services.stop(component)  # one that was started here before, and was killed
-    flights.stack.services.start(component, command, {**environment, **settings})
+    """Return the parent of a process; 0 once it has ended."""
+    fields = read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
 
 
 def held(flights, run_id: str) -> list[int]:
@@ -141,9 +144,8 @@ def test_a_triggerer_that_is_killed_is_succeeded_by_another(flights, cluster, ho
     """The pod goes on meanwhile; the log has each of its lines once."""
     ((run_id, pod),) = begun(flights, cluster)
     until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
-    command, environment = kill(flights, "triggerer")
-    seen = held(flights, run_id)[-1]
-    start(flights, "triggerer", command, environment)
+    with without(flights, "triggerer"):
+        seen = held(flights, run_id)[-1]
     until(lambda: held(flights, run_id)[-1] > seen, 90, "no other triggerer takes over")
     hold.unlink()
     run = ended(flights, run_id)
@@ -175,10 +177,9 @@ def test_a_lost_pod_s_lines_stay_in_the_log_when_it_is_replaced(flights, cluster
 def test_a_scheduler_that_is_killed_finds_the_task_where_it_was(flights, cluster, hold):
     """Its workers die with it; the pod ends while it is away."""
     ((run_id, pod),) = begun(flights, cluster)
-    command, environment = kill(flights, "scheduler")
-    hold.unlink()
-    until(lambda: state(flights, run_id) == "scheduled", 60, "the triggerer tells nothing")
-    start(flights, "scheduler", command, environment)
+    with without(flights, "scheduler"):
+        hold.unlink()
+        until(lambda: state(flights, run_id) == "scheduled", 60, "the triggerer tells nothing")
     run = ended(flights, run_id)
     assert run["state"] == "success", flights.why(DAG, run)
     assert flights.api.tasks(DAG, run_id)[0]["try_number"] == 1
@@ -188,12 +189,11 @@ def test_a_scheduler_that_is_killed_finds_the_task_where_it_was(flights, cluster
 
 def test_what_is_deleted_while_no_triggerer_runs_is_left_to_the_reaper(flights, cluster, hold):
     (kept, pod), (deleted, lost) = begun(flights, cluster, runs=2)
-    command, environment = kill(flights, "triggerer")
-    mark(flights, deleted, as_="failed")
-    flights.api.call("DELETE", f"dags/{DAG}/dagRuns/{deleted}")
-    seen = held(flights, kept)[-1]
-    start(flights, "triggerer", command, environment)
-    until(lambda: held(flights, kept)[-1] > seen, 90, "no other triggerer takes over")
+    with without(flights, "triggerer"):
+        mark(flights, deleted, as_="failed")
+        flights.api.call("DELETE", f"dags/{DAG}/dagRuns/{deleted}")
+        seen = len(held(flights, kept))
+    until(lambda: len(held(flights, kept)) > seen, 90, "no other triggerer takes over")
     assert {pod["metadata"]["name"], lost["metadata"]["name"]} == names(cluster)
     said = reap(flights)
     assert "in use" in next(line for line in said if pod["metadata"]["name"] in line)
