@@ -124,7 +124,7 @@ def test_what_is_sent(
     assert hook.query('up{job="a b"}') == []
     ((path, headers, form),) = server.asked
     assert (path, form) == ("/base/api/v1/query", {"query": ['up{job="a b"}'], "timeout": ["5s"]})
-    assert (headers.get("Authorization"), headers["X-scope-orgid"]) == (expected, "ml")
+    assert (headers.get("Authorization"), headers["X-Scope-Orgid"]) == (expected, "ml")
 
 
 @pytest.mark.parametrize(
