@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cluster as kubernetes
+from airflow_ml_provider.serving import launch
 
 if TYPE_CHECKING:
     from airflow_api import AirflowApi
@@ -273,3 +274,16 @@ class Stack:
         for name in self.services.names():
             say(f"stopping {name}")
             self.services.stop(name)
+        for name in self.served():
+            say(f"stopping the service {name}")
+            launch.stop(self.serving, name)
+
+    @property
+    def serving(self) -> Path:
+        """Where the rollout DAG keeps the services of predictions."""
+        return self.store / "services"
+
+    def served(self) -> dict[str, str]:
+        """Return the services of predictions that answer: name to address."""
+        found = {folder.name: launch.find(self.serving, folder.name) for folder in sorted(self.serving.glob("*"))}
+        return {name: address.url for name, address in found.items() if address}

@@ -174,7 +174,7 @@ class KServeServing:
         # Who may not read it gets the benefit of the doubt on how traffic goes.
         config = {"ingress": '{"enableGatewayApi": true}'} if answer.refused else config
         model = {"modelFormat": {"name": "onnx"}, "storageUri": "s3://none/1"}
-        predictor, canary = {"name": "a", "model": model}, {"name": "b", "model": {**model, "name": ""}}
+        predictor, canary = {"name": "a", "model": model}, {"name": "b", "model": {**model, "name": "kserve-container"}}
         probe = {
             "apiVersion": f"{GROUP}/{API_VERSION}", "kind": "InferenceService",
             "metadata": {"name": _PROBE, "annotations": {MODE: "Standard"}},

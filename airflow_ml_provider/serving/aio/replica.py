@@ -101,6 +101,8 @@ class Replica:
         """Start the process, watch it to its end and return its exit code."""
         self._tail.clear()
         self._ready_since = 0.0
+        if self._short_lives < LOOP:
+            self.state = "loading"
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 *self._command, env=dict(self._env), cwd=self._cwd,
@@ -110,6 +112,8 @@ class Replica:
             self._tail.append(str(error))
             return EXIT_TERMINAL
         self.pid = process.pid
+        if self._stopping.is_set():  # it was asked for while the process was being made
+            self._send(signal.SIGTERM)
         watching = asyncio.create_task(self._watch())
         reading = [asyncio.create_task(self._read_output()), asyncio.create_task(self._read_errors())]
         code = await process.wait()

@@ -37,7 +37,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         response.force_close()  # the rest of the body is not read
         return response
     except web.HTTPException as error:
-        return json_response(oip.error(error.reason), error.status)
+        return json_response(oip.error(error.text or error.reason), error.status)
     except MlError as error:
         status = next((status for cls, status in _STATUS if isinstance(error, cls)), 500)
         return json_response(oip.error(error), status)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
+from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.stages.train import parallel
 from airflow_ml_provider.stages.train.parallel import Policy, Precision
 from airflow_ml_provider.stages.train.preprocess import Preprocessor
@@ -177,7 +178,7 @@ class Run:
 
     def parallel(
         self, module: Any, *, shard: Optional[Policy] = None, precision: Precision = "fp32",
-        checkpoint: Optional[Policy] = None,
+        checkpoint: Optional[Policy] = None, deepspeed: Optional[Mapping[str, Any]] = None,
     ) -> Any:  # fmt: skip
         """Return a torch module as all ranks train it together; make its optimiser afterwards.
 
@@ -186,26 +187,43 @@ class Run:
                 tuple of classes or a function of a module. None replicates it (DDP). One rank alone does neither.
             precision: with `bf16` a sharded module computes in bfloat16 and adds up gradients in float32.
             checkpoint: which submodules compute their activations again instead of keeping them.
+            deepspeed: DeepSpeed's own configuration; it then trains the module, with an optimiser, a schedule and a
+                precision of its configuration.
         """
         parallel.check_precision(precision)
         if checkpoint is not None:
             parallel.recompute(module, checkpoint)
+        if deepspeed is not None:
+            if shard is not None or precision != "fp32":
+                raise SpecError(
+                    "deepspeed shards by its zero_optimization and computes by its bf16 or fp16: say it there"
+                )
+            from airflow_ml_provider.stages.train.deepspeed import initialize
+
+            return initialize(module, deepspeed, on_gpu=self.device.type == "cuda")
         if self.world_size == 1:
             return module
         return parallel.replicate(module) if shard is None else parallel.shard(module, shard, self.mesh, precision)
 
-    def trainer(self, model: Any, optimizer: Any, scheduler: Optional[Any] = None, **settings: Any) -> Trainer:
+    def trainer(
+        self, model: Any, optimizer: Optional[Any] = None, scheduler: Optional[Any] = None, **settings: Any
+    ) -> Trainer:
         """Return what does the steps: micro batches, precision, clipping, optimiser, scheduler, figures, snapshots.
 
         Parameters:
             model: of `parallel`.
-            optimizer: of the model's parameters.
+            optimizer: of the model's parameters; none where DeepSpeed has one.
             scheduler: of the optimiser; it goes on with every step.
             settings: `precision` (`fp32`, `bf16`, `fp16` with a scaler), `clip` (most norm of the gradients),
                 `accumulate` (micro batches per batch, 1), `log_every` (steps between figures, 50).
         """
+        from airflow_ml_provider.stages.train.deepspeed import DeepSpeedTrainer, is_engine
         from airflow_ml_provider.stages.train.trainer import Trainer
 
+        if is_engine(model):
+            if optimizer is not None or scheduler is not None or settings.keys() - {"log_every"}:
+                raise SpecError("optimizer, scheduler and all settings but log_every are in DeepSpeed's configuration")
+            return DeepSpeedTrainer(self, model, **settings)
         return Trainer(self, model, optimizer, scheduler, **settings)
 
     def snapshot(self, step: int, **state: Any) -> None:

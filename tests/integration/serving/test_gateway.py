@@ -121,6 +121,8 @@ class TestTraffic:
             service.client.predict({**INPUTS, "hour": [None]})
         with pytest.raises(SpecError, match="404 unknown version '3'; Known: 1"):
             service.client.predict(INPUTS, version="3")
+        with pytest.raises(SpecError, match=r"404 unknown version '1\\n'"):
+            service.client.predict(INPUTS, version="1\n")
         with pytest.raises(DataError, match="413 the body must have at most 16777216 bytes"):
             service.client.predict({**INPUTS, "carrier": ["x" * 17_000_000]})
         stats = service.client.stats()["versions"]["1"]["live"]

@@ -24,7 +24,7 @@ from typing import Any, Optional
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, Unavailable, invalid
 from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, MODE, Abilities
-from airflow_ml_provider.stages.deploy.kserve.predictor import SCALE, predictor, rendered, storage
+from airflow_ml_provider.stages.deploy.kserve.predictor import CONTAINER, SCALE, predictor, rendered, storage
 from airflow_ml_provider.stages.deploy.service import Service
 
 SERVICE = "airflow-ml/service"  # label
@@ -145,8 +145,10 @@ def _standard(service: Service, where: Abilities, found: Sequence[Json]) -> dict
     _check_name(service.name, canary)
     _check_canary(service, stable, canary)
     canary["minReplicas"] = min(max(service.candidate.server.replicas[0], 1), stable["minReplicas"])
-    if "model" in canary:  # its definition asks for a name here, which the stable predictor must not have
-        canary["model"] = {**canary["model"], "name": ""}
+    if (
+        "model" in canary
+    ):  # its definition asks for a name here, that of the container; a stable predictor must have none
+        canary["model"] = {**canary["model"], "name": CONTAINER}
     return {"predictor": stable, "canary": [{"predictor": canary, "trafficPercent": int(service.percent)}]}
 
 

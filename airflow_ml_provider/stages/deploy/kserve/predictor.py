@@ -16,7 +16,7 @@ VERSION, MODEL, RENDERED = "airflow-ml/version", "airflow-ml/model", "airflow-ml
 # How many there are is not part of a version: it is changed without a restart.
 SCALE = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
 _RESERVED = (*SCALE, "name", "canaryTrafficPercent")
-_CONTAINER = "kserve-container"
+CONTAINER = "kserve-container"
 # Names of the runtimes that KServe installs; they all speak the Open Inference Protocol (`v2`).
 _RUNTIMES = {
     "onnx": "kserve-tritonserver",
@@ -74,7 +74,7 @@ def _custom(version: Version) -> dict[str, Any]:
     server = version.server
     storage = {"name": "STORAGE_URI", "value": server.storage or version.model.uri}
     container = {
-        "name": _CONTAINER,
+        "name": CONTAINER,
         "image": server.image,
         "env": [storage, {"name": "PROTOCOL", "value": "v2"}, *_env(version)],
         "resources": _resources(version),
@@ -96,7 +96,8 @@ def _env(version: Version) -> list[dict[str, str]]:
             )  # fmt: skip
         own["MLSERVER_MODEL_MAX_BATCH_SIZE"] = str(server.max_batch)
         own["MLSERVER_MODEL_MAX_BATCH_TIME"] = str(server.max_delay_ms / 1000)
-    return [{"name": name, "value": str(value)} for name, value in {**own, **server.env}.items()]
+    # In one order, since that of a mapping is lost where it is written down, and another would be another version.
+    return [{"name": name, "value": str(value)} for name, value in sorted({**own, **server.env}.items())]
 
 
 def _resources(version: Version) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from airflow_ml_provider.exceptions import SpecError, Unavailable
 from airflow_ml_provider.refs import ModelRef
@@ -193,7 +195,7 @@ class TestManifest:
         after = manifest(service(V2), STANDARD, before)
         old, new = before["spec"]["canary"][0]["predictor"], after["spec"]["predictor"]
         assert deployment("late", old) == deployment("late", new) == "late-v2-predictor"
-        assert old["model"].pop("name") == ""  # which its definition asks for, and which KServe takes for none
+        assert old["model"].pop("name") == "kserve-container"  # asked for by the definition; KServe calls all so
         scale = ("minReplicas", "maxReplicas")
         assert {k: v for k, v in old.items() if k not in scale} == {k: v for k, v in new.items() if k not in scale}
 
@@ -509,6 +511,54 @@ class TestRecord:
         made = json.loads(json.dumps(record(asked)))
         assert made["metadata"]["name"] == "late-airflow-ml"
         assert recorded(made["data"]) == asked
+
+
+NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+PLAIN = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+JSON = st.dictionaries(st.text(), st.recursive(PLAIN, lambda one: st.lists(one, max_size=2), max_leaves=3), max_size=3)
+SERVERS = st.builds(
+    Server,
+    format=st.sampled_from(FORMATS),
+    image=st.just("late:1"),
+    storage=st.just("") | st.text(min_size=1),
+    cpu=st.none() | st.floats(0.01, 99),
+    memory_gib=st.none() | st.floats(0.01, 99),
+    gpus=st.integers(0, 8),
+    replicas=st.integers(0, 4).map(lambda least: (least, least + 1)),
+    scale_metric=st.sampled_from(["", "cpu", "memory"]),
+    timeout_s=st.floats(0.01, 999),
+    env=st.dictionaries(st.text(min_size=1), st.text(), max_size=2),
+    template=st.dictionaries(st.sampled_from(["nodeSelector", "volumes", "labels"]), JSON, max_size=2),
+)
+VERSIONS = st.builds(
+    Version,
+    NAMES,
+    st.builds(ModelRef, st.text(), st.text(), st.text(), metrics=st.just({}), segment=st.just({}), version=st.none()),
+    SERVERS,
+)
+PAIRS = st.lists(VERSIONS, min_size=2, max_size=2, unique_by=lambda one: one.name)
+
+
+class TestRoundTrip:
+    """Whatever a service is, any worker finds it again as it was, and what is asked of KServe stays the same."""
+
+    @settings(deadline=None, derandomize=True, max_examples=60)
+    @given(PAIRS, st.integers(0, 100), JSON, st.booleans())
+    def test_any(self, pair: list[Version], percent: int, rollout: dict[str, Any], alone: bool) -> None:
+        stable, candidate = pair
+        asked = service(stable, rollout=rollout) if alone else service(stable, candidate, percent, rollout=rollout)
+        kept = recorded(json.loads(json.dumps(record(asked)))["data"])
+        assert kept == asked
+        for where in (STANDARD, SERVERLESS, OLD):
+            try:
+                made = manifest(asked, where, None)
+            except SpecError:
+                continue  # KServe cannot do it, and says so
+            found = json.loads(json.dumps(made))
+            assert same(manifest(kept, where, found), found)
+            state = observed(kept, "7", Seen(found), where)
+            assert state.wanted == asked
+            assert set(state.states) == set(asked.versions)
 
 
 class TestSame:

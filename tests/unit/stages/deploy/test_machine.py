@@ -78,10 +78,11 @@ class RolloutMachine(RuleBasedStateMachine):
         seconds=st.one_of(st.floats(0, 120), st.just(BAKE_S), st.just(700.0)),
         requests=st.integers(0, 3000),
         share=st.sampled_from([0] * 6 + [0.01, 0.3, 1]),
+        jump_s=st.sampled_from([0.0] * 4 + [-1e5]),
     )
-    def users_come(self, seconds, requests, share):
-        """Time passes with the traffic as it is."""
-        self.now += seconds
+    def users_come(self, seconds, requests, share, jump_s=0.0):
+        """Time passes with the traffic as it is; sometimes the clock is put back."""
+        self.now += seconds + jump_s
         self.held_s[self.cluster.traffic] = self.held_s.get(self.cluster.traffic, 0.0) + seconds
         percent, mirror = self.cluster.traffic
         to_candidate = round(requests * percent / 100)
@@ -97,10 +98,6 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(errors=st.integers(0, 3))
     def smoke_test(self, errors):
         self.count("candidate", 3, errors)
-
-    @rule(seconds=st.floats(-1e5, 0))
-    def clock_goes_back(self, seconds):
-        self.now += seconds
 
     @rule()
     def candidate_gets_ready(self):
@@ -182,7 +179,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if self.given_up:
             assert decision.action in ("roll_back", "failed")
             assert (decision.percent, decision.mirror_percent) == (0, 0)
-            assert decision.action == "roll_back" or not (seen.exposed or seen.promoted)
+            assert decision.action == "roll_back" or (seen.settled and not seen.exposed and not seen.promoted)
         if self.ended:
             assert decision.action == "done"
         if seen.health in ("failed", "gone") and not seen.promoted and not self.given_up and not self.ended:
@@ -230,6 +227,6 @@ class RolloutMachine(RuleBasedStateMachine):
 
 
 RolloutMachine.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRollout = RolloutMachine.TestCase

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_ml_provider.stages.deploy import experiment, sequential
 from airflow_ml_provider.stages.deploy.sequential import half_width, log_ratio, proportion, ranks
 
 ALPHA = 0.05
@@ -98,3 +100,8 @@ def test_means_hardly_ever_miss_either():
     widths = np.sqrt(variances * mixed / 0.2**2 * (np.log(mixed / variances) - 2 * math.log(ALPHA)))
     assert widths[5, 500] == pytest.approx(half_width(float(variances[5, 500]), 0.2, ALPHA))
     assert (np.abs(means[:, first:] - 1) > widths).any(axis=1).mean() <= ALPHA
+
+
+@pytest.mark.parametrize("module", [sequential, experiment], ids=["sequential", "experiment"])
+def test_the_examples_in_the_documentation(module):
+    assert doctest.testmod(module) == (0, {"sequential": 3, "experiment": 2}[module.__name__.rpartition(".")[2]])
