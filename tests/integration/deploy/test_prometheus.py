@@ -309,8 +309,8 @@ LABELS = {"knative": "q", "knative_opencensus": "q"}
 
 @pytest.mark.parametrize("name", metrics.SETS)
 def test_sets(hook: PrometheusHook, servers: Servers, name: str) -> None:
-    """Every set reads from its source's own page what it says."""
-    servers.pages[_POD] = PAGES[name]
+    """Every set reads its source's counters as they are written, and nothing of the others'."""
+    servers.pages[_POD] = "".join(PAGES.values())
     given: Any = {"base": name, "errors": "sum by (pod) (own_errors)"} if name == "kserve" else name
     of = metrics.resolve(given)
     # Where it is told by the server, its name begins with that of the Deployment, as Kubernetes makes it.

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -161,3 +165,21 @@ def test_nobody_there(connect: Callable[..., PrometheusHook], server: Answering)
     server.server_close()
     with pytest.raises(Unavailable, match=f"Prometheus at http://127.0.0.1:{port} does not answer"):
         connect(host="127.0.0.1", port=port).query("up")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on the PATH to make a certificate with")
+def test_certificates(connect: Callable[..., PrometheusHook], server: Answering, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ("-subj", "/CN=prometheus", "-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", key, "-out", certificate,
+         *names], check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    where: dict[str, Any] = {"host": "127.0.0.1", "port": server.server_port, "schema": "https"}
+    with pytest.raises(SpecError, match=r"certificate of https://127.0.0.1:.* is not trusted: .* in the extra verify"):
+        connect(**where).query("up")
+    assert connect(**where, extra={"verify": str(certificate)}).query("up") == []
+    assert connect(**where, extra={"verify": False}).query("up") == []
