@@ -57,7 +57,7 @@ class PrometheusHook(BaseHook):
         opener = build_opener(HTTPSHandler(context=_tls(conn.extra_dejson.get("verify", True))), _NoRedirect)
         try:
             with opener.open(request, timeout=self.timeout_s) as answer:
-                return self._series(json.load(answer), base)
+                body = answer.read()
         except HTTPError as error:
             raise self._refusal(error, base) from error
         except URLError as error:
@@ -69,15 +69,16 @@ class PrometheusHook(BaseHook):
             raise Unavailable(f"Prometheus at {base} does not answer: {error.reason}") from error
         except OSError as error:
             raise Unavailable(f"Prometheus at {base} does not answer: {error}") from error
-        except ValueError as error:
-            raise self._no_prometheus(base, "no JSON") from error
+        return self._series(body, base)
 
-    def _series(self, body: Any, base: str) -> list[dict[str, Any]]:
-        if not isinstance(body, dict) or body.get("status") != "success":
-            raise self._no_prometheus(base, str(body)[:200])
-        for warning in body.get("warnings", ()):
+    def _series(self, body: bytes, base: str) -> list[dict[str, Any]]:
+        try:
+            found = json.loads(body)
+            data = found["data"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._no_prometheus(base, body.decode(errors="replace")[:200]) from error
+        for warning in found.get("warnings", ()):
             self.log.warning("Prometheus warns: %s", warning)
-        data = body["data"]
         if data["resultType"] != "vector":
             raise invalid("query", data["resultType"], "one that gives a vector", "no scalar and no range")
         return list(data["result"])

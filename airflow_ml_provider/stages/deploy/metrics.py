@@ -1,7 +1,7 @@
 """Which counters in Prometheus tell what a version did: sets by name, or queries of one's own. Pure.
 
 Every query gives one series per server, since a sum over servers falls when one of them goes, as if all had restarted.
-`last_over_time` finds the last sample of a server that is gone, too, so that what it counted at the end is not lost.
+The sets also give the last samples of a server that is gone, so that what it counted at the end is not lost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Metrics:
         latency_unit: unit of that `le`.
         score_bucket: what the model said, cumulative by `le`; likewise.
         server: label that tells one server from another.
-        window: how old a server's last sample may be, as PromQL writes times; an older one is left out.
+        window: how long a server that is gone, or does not answer Prometheus, is still told of, as PromQL writes times.
     """
 
     requests: str
@@ -53,7 +53,7 @@ class Metrics:
                 raise invalid(name, getattr(self, name), "PromQL", "no rollout can do without")
         for name in COUNTERS:
             if found := _RATES.search(getattr(self, name)):
-                raise invalid(name, found[1], "the counters themselves, not their rates", "take last_over_time")
+                raise invalid(name, found[1], "the counters themselves, not their rates", "they are subtracted here")
             for word in NAME.findall(getattr(self, name)):
                 if word not in FILLED_IN:
                     raise unknown_name(f"name in {name}", word, FILLED_IN)
@@ -102,27 +102,40 @@ def check(metrics: Metrics, policy: RolloutPolicy) -> None:
         )
 
 
-def _sum(series: str, by: str = "") -> str:
-    return f"sum by ({{server}}{by}) (last_over_time({series}[{{window}}]))"
+def _counters(requests: str, errors: str = "", latency_bucket: str = "") -> dict[str, str]:
+    """Return the queries for some selectors."""
+    series = {"requests": requests, "errors": errors, "latency_bucket": latency_bucket}
+    le = {"latency_bucket": ", le"}
+    return {what: _by_server(one, requests, le.get(what, "")) for what, one in series.items() if one}
+
+
+def _by_server(series: str, alive: str, by: str = "") -> str:
+    """Return the query for the sums by server; of a server that is not there any more, the last ones.
+
+    Not the last ones of all, since a server that starts anew lacks the labels that it has not met again yet: what it
+    counted under them before would be added to what it counts now.
+    """
+    now, last = (f"sum by ({{server}}{by}) ({one})" for one in (series, f"last_over_time({series}[{{window}}])"))
+    return f"{now} or ({last} unless on ({{server}}) {alive})"
 
 
 def _istio(where: str) -> Mapping[str, str]:
-    return {
-        "requests": _sum(f"istio_requests_total{{{where}}}"),
-        "errors": _sum(f'istio_requests_total{{{where},response_code=~"5.."}}'),
-        "latency_bucket": _sum(f"istio_request_duration_milliseconds_bucket{{{where}}}", ", le"),
-        "latency_unit": "ms",
-    }
+    counters = _counters(
+        f"istio_requests_total{{{where}}}",
+        f'istio_requests_total{{{where},response_code=~"5.."}}',
+        f"istio_request_duration_milliseconds_bucket{{{where}}}",
+    )
+    return {**counters, "latency_unit": "ms"}
 
 
 _POD = 'namespace="{namespace}",pod=~"{pods}"'  # labels that a PodMonitor gives to what it scrapes
 _REST = f'{_POD},path=~"/v2/models/.+/infer"'
 _QUEUE = 'k8s_namespace_name="{namespace}",kn_revision_name="{revision}"'
-_TRITON = f'{_POD},model="{{service}}"'
-_TRITON_GOOD = _sum(f"nv_inference_request_success{{{_TRITON}}}")
-# `reason` is there in newer ones. A request that its client gave up is none of the model's.
-_TRITON_BAD = _sum(f'nv_inference_request_failure{{{_TRITON},reason!="CANCELED"}}')
 _OLD_QUEUE = 'namespace_name="{namespace}",revision_name="{revision}"'
+_GOOD = f'nv_inference_request_success{{{_POD},model="{{service}}"}}'
+# `reason` is there in newer ones. A request that its client gave up is none of the model's.
+_BAD = f'nv_inference_request_failure{{{_POD},model="{{service}}",reason!="CANCELED"}}'
+_TRITON = _counters(_GOOD, _BAD)
 
 SETS: Mapping[str, Mapping[str, str]] = {
     # https://istio.io/latest/docs/reference/config/metrics/, told by the sidecar of each pod.
@@ -135,34 +148,37 @@ SETS: Mapping[str, Mapping[str, str]] = {
     ),
     # https://knative.dev/docs/serving/observability/metrics/serving-metrics/ (OpenTelemetry).
     "knative": {
-        "requests": _sum(f"kn_serving_invocation_duration_seconds_count{{{_QUEUE}}}"),
-        "errors": _sum(f'kn_serving_invocation_duration_seconds_count{{{_QUEUE},http_response_status_code=~"5.."}}'),
-        "latency_bucket": _sum(f"kn_serving_invocation_duration_seconds_bucket{{{_QUEUE}}}", ", le"),
+        **_counters(
+            f"kn_serving_invocation_duration_seconds_count{{{_QUEUE}}}",
+            f'kn_serving_invocation_duration_seconds_count{{{_QUEUE},http_response_status_code=~"5.."}}',
+            f"kn_serving_invocation_duration_seconds_bucket{{{_QUEUE}}}",
+        ),
         "server": "k8s_pod_name",
     },
     # https://knative.dev/v1.10-docs/serving/services/service-metrics/ (OpenCensus, up to Knative 1.18).
     "knative_opencensus": {
-        "requests": _sum(f"revision_app_request_count{{{_OLD_QUEUE}}}"),
-        "errors": _sum(f'revision_app_request_count{{{_OLD_QUEUE},response_code_class="5xx"}}'),
-        "latency_bucket": _sum(f"revision_app_request_latencies_bucket{{{_OLD_QUEUE}}}", ", le"),
+        **_counters(
+            f"revision_app_request_count{{{_OLD_QUEUE}}}",
+            f'revision_app_request_count{{{_OLD_QUEUE},response_code_class="5xx"}}',
+            f"revision_app_request_latencies_bucket{{{_OLD_QUEUE}}}",
+        ),
         "latency_unit": "ms",
         "server": "pod_name",
     },
     # KServe's python/kserve/kserve/metrics.py and model.py: the time of `predict`, failed calls included, no errors.
-    "kserve": {
-        "requests": _sum(f"request_predict_seconds_count{{{_POD}}}"),
-        "latency_bucket": _sum(f"request_predict_seconds_bucket{{{_POD}}}", ", le"),
-    },
+    "kserve": _counters(
+        f"request_predict_seconds_count{{{_POD}}}", latency_bucket=f"request_predict_seconds_bucket{{{_POD}}}"
+    ),
     # MLServer's mlserver/rest/app.py (starlette_exporter): REST only.
-    "mlserver": {
-        "requests": _sum(f"rest_server_requests_total{{{_REST}}}"),
-        "errors": _sum(f'rest_server_requests_total{{{_REST},status_code=~"5.."}}'),
-        "latency_bucket": _sum(f"rest_server_request_duration_seconds_bucket{{{_REST}}}", ", le"),
-    },
+    "mlserver": _counters(
+        f"rest_server_requests_total{{{_REST}}}",
+        f'rest_server_requests_total{{{_REST},status_code=~"5.."}}',
+        f"rest_server_request_duration_seconds_bucket{{{_REST}}}",
+    ),
     # https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md: of the time there are sums
     # and summaries, and no histogram but that of the first response, which is not on by default.
     "triton": {
-        "requests": f"{_TRITON_GOOD} + ({_TRITON_BAD} or 0 * {_TRITON_GOOD})",
-        "errors": _TRITON_BAD,
+        **_TRITON,
+        "requests": "({requests}) + (({errors}) or 0 * ({requests}))".format(**_TRITON),
     },
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
-from airflow_ml_provider.stages.deploy import metrics
-from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class KServe:
     def __post_init__(self) -> None:
         if self.mode not in ("", "standard", "serverless"):
             raise invalid("mode", self.mode, "standard, serverless or empty")
+        from airflow_ml_provider.stages.deploy import metrics  # not above: every DAG file would load it
+
         metrics.resolve(self.metrics)
 
 
@@ -96,4 +99,6 @@ def check(place: Place, policy: RolloutPolicy) -> None:
         SpecError: nothing counts there what it needs.
     """
     if isinstance(place, KServe):
+        from airflow_ml_provider.stages.deploy import metrics
+
         metrics.check(metrics.resolve(place.metrics), policy)

@@ -4,8 +4,8 @@ One query for everything, because Prometheus answers a query from one state of i
 errors could be newer than the requests that they are part of.
 
 - A version without any request has no series, and an empty reading.
-- A server whose last sample is older than the window is left out, as is one with a value that is no number: what is
-  left out has counted nothing new, and what it counted before stays counted (`state.Version.read`).
+- A server that is gone, or has not been scraped, for longer than the window is left out, as is one with a value that is
+  no number: it has counted nothing new then, and what it counted before stays counted (`state.Version.read`).
 - A counter that falls has started anew, which `VersionStats` sees for itself.
 """
 
