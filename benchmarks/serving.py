@@ -5,7 +5,8 @@
 LightGBM with 100 trees on 20 numbers, one row a request. `engine` is ONNX Runtime in the process itself, `server` is
 one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching.
 `kserve` and `mlserver` are their servers with a model class around ONNX Runtime, where the Pythons have them. One
-client at a time gives the latencies, then `--clients` at once give the throughput; all share the machine's cores.
+client at a time gives the latencies, then `--clients` at once give the throughput; all share the machine's cores. The
+CPU time of the servers per request says what they cost where other work runs beside them, as latencies then do not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ FEATURES = [f"f{i:02d}" for i in range(20)]
 ROW = {name: round(0.1 * i - 1, 3) for i, name in enumerate(FEATURES)}
 INFER = "/v2/models/bench/infer"
 
+Place = tuple[int, list[int]]  # port, and the processes behind it
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -51,16 +54,30 @@ def main() -> None:
         base = _engine(package, args.requests)
         print(f"{'engine':12} p50 {base[0]:7.3f} ms  p95 {base[1]:7.3f} ms")
         for way, start in _ways(args, folder, package, digest).items():
-            with start() as port:
-                if port is None:
-                    print(f"{way:12} not installed")
-                    continue
-                p50, p95 = _quantiles(_one_by_one(port, args.requests))
-                many = _many(port, args)
-            print(
-                f"{way:12} p50 {p50:7.3f} ms  p95 {p95:7.3f} ms  +{p50 - base[0]:.3f} ms   "
-                f"{many['rate']:7.0f}/s  p50 {many['p50']:7.2f} ms  p95 {many['p95']:7.2f} ms  failed {many['failed']}"
-            )
+            with start() as place:
+                print(f"{way:12} {_measure(*place, base[0], args) if place else 'not installed'}", flush=True)
+
+
+def _measure(port: int, pids: list[int], base: float, args: argparse.Namespace) -> str:
+    before = _cpu_ms(pids)
+    p50, p95 = _quantiles(_one_by_one(port, args.requests))
+    between = _cpu_ms(pids)
+    many = _many(port, args)
+    one, all_at_once = (between - before) / args.requests, (_cpu_ms(pids) - between) / max(many["answered"], 1)
+    return (
+        f"p50 {p50:7.3f} ms  p95 {p95:7.3f} ms  +{p50 - base:.3f} ms  CPU {one:.3f} ms   "
+        f"{many['answered'] / args.seconds:7.0f}/s  p50 {many['p50']:7.2f} ms  p95 {many['p95']:7.2f} ms  "
+        f"CPU {all_at_once:.3f} ms  failed {many['failed']}"
+    )
+
+
+def _cpu_ms(pids: list[int]) -> float:
+    """Return the CPU time that processes have used so far, all their threads together (milliseconds)."""
+    tick_ms, total = 1000 / os.sysconf("SC_CLK_TCK"), 0.0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) * tick_ms  # proc(5): utime and stime are fields 14 and 15
+    return total
 
 
 def _ways(args: argparse.Namespace, folder: Path, package: Path, digest: str) -> dict[str, Callable[[], Any]]:
@@ -119,17 +136,17 @@ def _engine(package: Path, requests: int) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _server(python: str, folder: Path, package: Path, digest: str, max_batch: int) -> Iterator[int]:
+def _server(python: str, folder: Path, package: Path, digest: str, max_batch: int) -> Iterator[Place]:
     from airflow_ml_provider.serving import folder as folders
 
     command = [python, "-m", "airflow_ml_provider.serving.aio.server", "--name=bench", f"--max-batch={max_batch}"]
     command += [f"--package={package}", f"--digest={digest}", f"--port={(port := _free_port())}"]
-    with _process(command, folders.environment(folders.put_package(folder)), folder, port):
-        yield port
+    with _process(command, folders.environment(folders.put_package(folder)), folder, port) as pid:
+        yield port, [pid]
 
 
 @contextlib.contextmanager
-def _gateway(python: str, root: Path, package: Path, digest: str, max_batch: int) -> Iterator[int]:
+def _gateway(python: str, root: Path, package: Path, digest: str, max_batch: int) -> Iterator[Place]:
     from airflow_ml_provider.serving import launch
     from airflow_ml_provider.serving.spec import Version, Wanted
 
@@ -137,9 +154,9 @@ def _gateway(python: str, root: Path, package: Path, digest: str, max_batch: int
     client = launch.start(root, "bench", python=python, port=port)
     try:
         client.apply(Wanted({"1": Version(str(package), digest, percent=100, max_batch=max_batch)}, stable="1"))
-        while not client.status().ready:
+        while not (status := client.status()).ready:
             time.sleep(0.1)
-        yield port
+        yield port, [status.pid, int(status.versions["1"].pid or 0)]
     finally:
         launch.stop(root, "bench")
 
@@ -172,14 +189,15 @@ _KSERVE = """
 
 
 @contextlib.contextmanager
-def _kserve(python: str, folder: Path, package: Path) -> Iterator[int | None]:
+def _kserve(python: str, folder: Path, package: Path) -> Iterator[Place | None]:
     if not _has(python, "kserve"):
         yield None
         return
     script, port = folder / "serve_with_kserve.py", _free_port()
     script.write_text(textwrap.dedent(_KSERVE))
-    with _process([python, str(script), str(port), str(package / "model.onnx")], dict(os.environ), folder, port):
-        yield port
+    command = [python, str(script), str(port), str(package / "model.onnx")]
+    with _process(command, dict(os.environ), folder, port) as pid:
+        yield port, [pid]
 
 
 _MLSERVER = """
@@ -203,7 +221,7 @@ _MLSERVER = """
 
 
 @contextlib.contextmanager
-def _mlserver(python: str | None, folder: Path, package: Path) -> Iterator[int | None]:
+def _mlserver(python: str | None, folder: Path, package: Path) -> Iterator[Place | None]:
     if python is None or not _has(python, "mlserver"):
         yield None
         return
@@ -216,8 +234,8 @@ def _mlserver(python: str | None, folder: Path, package: Path) -> Iterator[int |
     (folder / "model-settings.json").write_text(json.dumps(model))
     program = "import sys; from mlserver.cli import main; sys.argv = ['mlserver', 'start', sys.argv[1]]; main()"
     command = [python, "-c", program, str(folder)]
-    with _process(command, {**os.environ, "PYTHONPATH": str(folder)}, folder, ports["http_port"]):
-        yield ports["http_port"]
+    with _process(command, {**os.environ, "PYTHONPATH": str(folder)}, folder, ports["http_port"]) as pid:
+        yield ports["http_port"], [pid]
 
 
 def _has(python: str, module: str) -> bool:
@@ -226,8 +244,8 @@ def _has(python: str, module: str) -> bool:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], env: dict[str, str], folder: Path, port: int) -> Iterator[None]:
-    """Run a server until the block is left; enter it when the server answers."""
+def _process(command: list[str], env: dict[str, str], folder: Path, port: int) -> Iterator[int]:
+    """Run a server until the block is left; enter it, with its process id, when the server answers."""
     with open(folder / f"{port}.log", "w+") as log:
         process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -236,7 +254,7 @@ def _process(command: list[str], env: dict[str, str], folder: Path, port: int) -
                     log.seek(0)
                     raise SystemExit(f"{command} ended: {log.read()[-2000:]}")
                 time.sleep(0.2)
-            yield
+            yield process.pid
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -302,7 +320,7 @@ async def _load(port: int, clients: int, seconds: float) -> dict[str, float]:
     found = await asyncio.gather(*(_client(port, until) for _ in range(clients)))
     times = [one for good, _ in found for one in good]
     p50, p95 = _quantiles(times)
-    return {"rate": len(times) / seconds, "p50": p50, "p95": p95, "failed": sum(bad for _, bad in found)}
+    return {"answered": len(times), "p50": p50, "p95": p95, "failed": sum(bad for _, bad in found)}
 
 
 async def _client(port: int, until: float) -> tuple[list[float], int]:

@@ -313,13 +313,27 @@ class TestGateways:
             assert launch.stop(tmp_path, "late")
 
     def test_stopping_loses_no_request(self, service: Service, model: ModelRef) -> None:
-        service.want("1", {"1": version(model, 100, max_delay_ms=800)})
+        service.want("1", {"1": version(model, 100, max_delay_ms=1000)})
         pid = service.until_ready().versions["1"].pid
-        with ThreadPoolExecutor(8) as pool:
-            waiting = [pool.submit(service.client.predict, INPUTS) for _ in range(8)]
-            time.sleep(0.3)
-            assert launch.stop(service.root, "late")
-            assert {one.result().version for one in waiting} == {"1"}
+        url = urlsplit(launch.find(service.root, "late").url)  # type: ignore[union-attr]
+        kinds = {"carrier": "BYTES"}
+        body = json.dumps(
+            {
+                "inputs": [
+                    {"name": n, "shape": [1, 1], "datatype": kinds.get(n, "FP32"), "data": v} for n, v in INPUTS.items()
+                ]
+            }
+        )
+        waiting = [http.client.HTTPConnection(url.hostname or "", url.port, timeout=60) for _ in range(8)]
+        for one in waiting:
+            one.request("POST", "/v2/models/late/infer", body)
+        assert service.client.status().ready  # sent later, so by now the gateway has read the others, too
+        assert launch.stop(service.root, "late")
+        for one in waiting:
+            response = one.getresponse()
+            assert (response.status, response.headers["x-model-version"]) == (200, "1")
+            response.read()
+            one.close()
         assert not alive(pid)
 
     def test_what_it_cannot_read_is_said(self, tmp_path: Path, python: str) -> None:

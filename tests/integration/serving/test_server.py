@@ -180,17 +180,27 @@ def test_what_is_not_the_model_is_not_served(what: str, python: str, model: Mode
 
 
 def test_sigterm_finishes_what_is_in_flight(python: str, model: ModelRef, tmp_path: Path) -> None:
-    with running(python, model, tmp_path, "--max-delay-ms=1000", "--linger-s=0.2") as server:
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(server.ask, "POST", INFER, ONE)
-            time.sleep(0.3)  # in the queue by now, for 0.7 s more
-            server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.05)
-            assert server.ask("GET", "/v2/health/ready")[:2] == (503, {"ready": False})
-            status, found, headers = waiting.result()
-        assert (status, len(found["outputs"][0]["data"])) == (200, 1)
-        assert headers["Connection"] == "close"
+    with running(python, model, tmp_path, "--max-delay-ms=1000", "--linger-s=0") as server:
+        waiting, asking = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(2))
+
+        def ready() -> int:
+            asking.request("GET", "/v2/health/ready")
+            response = asking.getresponse()
+            response.read()
+            return response.status
+
+        assert ready() == 200
+        waiting.request("POST", INFER, ONE, {"Content-Type": "application/json"})
+        assert ready() == 200  # sent later, so by now the other one has been read, too
+        server.process.send_signal(signal.SIGTERM)
+        while ready() == 200:
+            time.sleep(0.01)
+        response = waiting.getresponse()
+        assert (response.status, response.headers["Connection"]) == (200, "close")
+        assert len(json.loads(response.read())["outputs"][0]["data"]) == 1
         assert server.process.wait(30) == 0
+        waiting.close()
+        asking.close()
 
 
 def test_sigterm_under_load_breaks_no_request(python: str, model: ModelRef, tmp_path: Path) -> None:
