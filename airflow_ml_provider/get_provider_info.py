@@ -11,7 +11,7 @@ _OPERATORS = (
     "deploy", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
-_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ReportLink")
+_LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")
 _ALL_FIELDS = ("port", "login", "password", "schema", "extra")
 
 
@@ -31,6 +31,7 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["software"],
             },
             {"integration-name": "OpenLineage", "external-doc-url": "https://openlineage.io/", "tags": ["protocol"]},
+            {"integration-name": "Prometheus", "external-doc-url": "https://prometheus.io/", "tags": ["software"]},
         ],
         "operators": [_modules(_NAME, "operators", *_OPERATORS)],
         "sensors": [_modules(_NAME, "sensors", *_SENSORS)],
@@ -39,6 +40,7 @@ def get_provider_info() -> dict[str, Any]:
             _modules("Feast", "hooks", "feast"),
             _modules("KServe", "hooks", "kserve"),
             _modules("OpenLineage", "hooks", "lineage"),
+            _modules("Prometheus", "hooks", "prometheus"),
         ],
         "triggers": [_modules(_NAME, "triggers", "check", "jobs", "pods", "previous", "serving")],
         "connection-types": _connection_types(),

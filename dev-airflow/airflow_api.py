@@ -32,7 +32,11 @@ class AirflowApi:
         address = f"{self.url}/api/v2/{path}" + (f"?{urllib.parse.urlencode(query, doseq=True)}" if query else "")
         request = urllib.request.Request(
             address, method=method, data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
+            headers={
+                "Authorization": f"Bearer {self._token}",
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+            },
         )  # fmt: skip
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
@@ -100,6 +104,11 @@ class AirflowApi:
                 return None
             raise
         return json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> list[str]:
+        """Return the lines of a task's log, as the web site shows them."""
+        path = f"dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances/{task_id}/logs/{try_number}"
+        return [str(line["event"]) for line in self.call("GET", path, full_content=True)["content"]]
 
     def backfill(self, dag_id: str, start: str, end: str, *, parallel: int, conf: dict[str, Any] | None = None) -> None:
         """Create a backfill over logical dates `start` to `end` (ISO); existing runs are left alone.

@@ -46,10 +46,7 @@ class Cluster:
         Raises:
             NoCluster: this machine has no scripts for it, or they do not succeed on it.
         """
-        if not (SCRIPTS / "up").is_file():
-            raise NoCluster(f"no Kubernetes scripts in {SCRIPTS}")
-        if os.geteuid():
-            raise NoCluster("starting a Kubernetes needs root")
+        check()
         _run("build")
         ours = not STATE.exists()
         cluster = cls(_run("up").strip().splitlines()[-1], ours)
@@ -82,6 +79,18 @@ class Cluster:
             for item in self.get(kind, namespace)
             if "airflow-ml/identity" in item["metadata"].get("labels", {})
         ]
+
+
+def check() -> None:
+    """Fail where there can be no cluster.
+
+    Raises:
+        NoCluster: this machine has no scripts for it, or we may not run them.
+    """
+    if not (SCRIPTS / "up").is_file():
+        raise NoCluster(f"no Kubernetes scripts in {SCRIPTS}: set KUBE_SCRIPTS to their folder")
+    if os.geteuid():
+        raise NoCluster("starting a Kubernetes needs root")
 
 
 def _run(script: str) -> str:

@@ -20,6 +20,7 @@ from airflow_api import AirflowApi
 from services import BIN, REPO, Stack
 
 SCORING, TRAINING, ROLLBACK = "flight_delay_scoring", "flight_delay_training", "flight_delay_rollback"
+ROLLOUT = "flight_delay_rollout"
 PODS = "flight_delay_training_on_pods"
 # Days that are backfilled, and the week whose training follows them: (first day, last day, first day of the week).
 BACKFILLS = (
@@ -59,6 +60,11 @@ def main() -> None:
             shutil.rmtree(args.state)
             say(f"deleted {args.state}")
         return
+    if args.command == "pods":
+        try:
+            kubernetes.check()  # before all else, which takes a quarter of an hour
+        except kubernetes.NoCluster as reason:
+            raise SystemExit(str(reason)) from None
     stack.start(say)
     if args.command == "pods" or not args.no_wait:
         Demo(stack).run()
@@ -98,7 +104,7 @@ class Demo:
         self.api = AirflowApi(stack.airflow_url)
 
     def run(self) -> None:
-        self.api.wait_for_dags((SCORING, TRAINING, ROLLBACK))
+        self.api.wait_for_dags((SCORING, TRAINING, ROLLBACK, ROLLOUT))
         self.api.pool("training", 2)
         for dag_id in (SCORING, TRAINING, ROLLBACK):
             self.api.pause(dag_id, False)
@@ -109,6 +115,7 @@ class Demo:
             if week:
                 self.backfill(TRAINING, week, week, parallel=1, conf={"allow_backfill_promotion": True})
         self.scheduled()
+        self.serve()
         print(report.render(self.stack, self.api, SCORING, TRAINING))
 
     def backfill(
@@ -169,6 +176,15 @@ class Demo:
             )
         self.api.wait(SCORING, lambda run: run["run_type"] == "scheduled", at_least=days, progress=say)
         self.api.wait(TRAINING, lambda run: run["run_type"] != "backfill", progress=say)
+
+    def serve(self) -> None:
+        """Have the champions answer requests."""
+        if self.stack.served():
+            return
+        say("the champions are deployed, a service for each airport")
+        self.api.pause(ROLLOUT, False)
+        run_id = self.api.trigger(ROLLOUT)
+        self.api.wait(ROLLOUT, lambda run: run["dag_run_id"] == run_id, progress=say)
 
     def upstream(self, command: str, *args: str) -> None:
         script = REPO / "dev-airflow" / "upstream.py"

@@ -23,6 +23,8 @@ def addresses(stack: Stack) -> None:
     print(f"MLflow    {stack.mlflow_url}")
     print(f"Files     {stack.store}")
     print(f"Lineage   {stack.lineage}")
+    for name, address in stack.served().items():
+        print(f"Model     {address}/v2/models/{name}")
     print("Stop with ./dev-airflow/down; run ./dev-airflow/up again to go on.")
 
 

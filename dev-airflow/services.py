@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cluster as kubernetes
+from airflow_ml_provider.serving import launch
 
 if TYPE_CHECKING:
     from airflow_api import AirflowApi
@@ -81,6 +82,10 @@ class Services:
     def names(self) -> list[str]:
         """Return the names of what was started and not stopped yet."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
+
+    def members(self, name: str) -> list[int]:
+        """Return the live processes of a process that was started, itself among them."""
+        return _session(self._record(name)["pid"]) if self.running(name) else []
 
     def log(self, name: str) -> Path:
         """Return the log file of a process."""
@@ -192,6 +197,8 @@ class Stack:
             **kept,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW_HOME": str(self.state / "airflow"),
+            # On a busy machine the database may be locked for longer than the usual 5 s, of which a component dies.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.state}/airflow/airflow.db?timeout=60",
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__PARALLELISM": str(self.parallelism),
@@ -269,3 +276,16 @@ class Stack:
         for name in self.services.names():
             say(f"stopping {name}")
             self.services.stop(name)
+        for name in self.served():
+            say(f"stopping the service {name}")
+            launch.stop(self.serving, name)
+
+    @property
+    def serving(self) -> Path:
+        """Where the rollout DAG keeps the services of predictions."""
+        return self.store / "services"
+
+    def served(self) -> dict[str, str]:
+        """Return the services of predictions that answer: name to address."""
+        found = {folder.name: launch.find(self.serving, folder.name) for folder in sorted(self.serving.glob("*"))}
+        return {name: address.url for name, address in found.items() if address}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
 from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require, unless
+from airflow_ml_provider.hooks.prometheus import PrometheusHook
+from airflow_ml_provider.stages.deploy import prometheus
 from airflow_ml_provider.stages.deploy.kserve import inference
 from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, MODE, PLURAL, Abilities, abilities
 from airflow_ml_provider.stages.deploy.kserve.compare import same
@@ -20,7 +22,9 @@ from airflow_ml_provider.stages.deploy.kserve.manifest import (
     record_name,
     recorded,
 )
+from airflow_ml_provider.stages.deploy.kserve.parts import parts
 from airflow_ml_provider.stages.deploy.kserve.states import Seen, observed
+from airflow_ml_provider.stages.deploy.metrics import resolve
 from airflow_ml_provider.stages.deploy.place import KServe
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service
 
@@ -42,7 +46,7 @@ class KServeServing:
     The InferenceService follows from it; should its writer end in between, whoever puts the service again completes it.
 
     Parameters:
-        place: connection, namespace, mode and address.
+        place: connections, namespace, mode, address, and what counts requests.
         system: namespace of KServe itself.
         timeout_s: a call to the cluster fails after so many seconds.
     """
@@ -50,6 +54,7 @@ class KServeServing:
     def __init__(self, place: KServe, *, system: str = "kserve", timeout_s: float = 30.0) -> None:
         self.conn_id, self.mode, self.address = place.conn_id, _MODES[place.mode], place.address
         self.system, self.timeout_s, self._namespace = system, timeout_s, place.namespace
+        self.prometheus_conn_id, self.metrics = place.prometheus_conn_id, resolve(place.metrics)
 
     def look(self, name: str) -> Observed | None:
         """Return a service as it is, or none."""
@@ -88,11 +93,24 @@ class KServeServing:
             return str(self._own(kept, found)["metadata"]["resourceVersion"])
 
     def readings(self, name: str) -> Readings:
-        """Return what each version has counted: nothing, since KServe counts no requests."""
-        raise SpecError(
-            f"nothing counts the requests of service {name!r}: KServe does not, and its servers each in their own way; "
-            "roll out by steps of time, or look at your gateway's metrics"
-        )
+        """Return what each version's servers have counted, as Prometheus knows it.
+
+        Raises:
+            SpecError: nothing here counts requests, or not in a way that a rollout can use.
+            Unavailable: Prometheus or the cluster does not answer.
+        """
+        if not self.prometheus_conn_id:
+            raise SpecError(
+                f"nothing counts the requests of service {name!r}: KServe itself does not; set prometheus_conn_id of "
+                "the place to a connection to the Prometheus that scrapes its servers or its gateway"
+            )
+        with self._explained():
+            found = self._found(name)
+            revisions = self._revisions(name) if found and self.abilities.shape == "serverless" else None
+        served = parts(found, revisions) if found else []
+        asked = prometheus.query(self.metrics, name, self.namespace, served)
+        series = PrometheusHook(self.prometheus_conn_id, timeout_s=self.timeout_s).query(asked) if asked else []
+        return prometheus.readings(series, self.metrics, served)
 
     def remove(self, name: str) -> None:
         """Remove a service; none is no error."""

@@ -46,6 +46,13 @@ class EvidenceLink(ResultLink):
     key = "evidence"
 
 
+class ProfileLink(ResultLink):
+    """The Chrome trace of a training's rank 0."""
+
+    name = "Profile"  # type: ignore[assignment]
+    key = "profile"
+
+
 class ReportLink(ResultLink):
     """The page of an evaluation or of a drift report."""
 

@@ -17,7 +17,7 @@ from airflow_ml_provider.operators._exchange import Exchange, exchange_root
 from airflow_ml_provider.operators._lineage import parent_environment
 from airflow_ml_provider.operators._tries import has_further_try
 from airflow_ml_provider.operators._verdicts import verdict
-from airflow_ml_provider.triggers.pods import REMOVED_IN_S, log_lines, new_lines
+from airflow_ml_provider.triggers.pods import REMOVED_IN_S, levelled, new_lines
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -46,6 +46,7 @@ class StageCall:
         self.namespace = ""
         self.plain: Mapping[str, str] = {}
         self.noun, self.container = "pod", _manifest.CONTAINER
+        self.logged = ""  # time of the last line that the trigger has logged
 
     def begin(self, spec: Spec, env: Mapping[str, str], context: Context) -> Result:
         """Start the stage and defer, or go on with an earlier try's, or return what that has left.
@@ -63,7 +64,7 @@ class StageCall:
             self.exchange.drop_outcome()
             work = self._ensure(context, env, self._find(context))
         timeout = self.operator.execution_timeout
-        return self._defer(work, {"deadline": time.time() + timeout.total_seconds() if timeout else None})
+        return self._defer(work, time.time() + timeout.total_seconds() if timeout else None)
 
     def finish(self, context: Context, event: Mapping[str, Any], env: Mapping[str, str]) -> Result:
         """Take the outcome, or replace what was lost and defer again.
@@ -74,12 +75,15 @@ class StageCall:
             AirflowTaskTimeout: the task's time is over.
         """
         self.spec, self.namespace = self.exchange.spec(), event["namespace"]
+        self.logged = event["logged"]
         env = self._with_lineage(env, context)
         with self._kept_only_for_a_retry(context):
             self._find(context)
-            logged = self._log_rest(event["logged"])
             if body := self.exchange.read():
+                self._log_rest()
                 return self._conclude(body)
+            if event["status"] in ("timeout", "error"):
+                self._log_rest()
             if event["status"] == "timeout":
                 raise AirflowTaskTimeout(
                     f"stage {self.spec.stage!r} took longer than {self.operator.execution_timeout}"
@@ -87,7 +91,8 @@ class StageCall:
             if event["status"] == "error":
                 raise Unavailable(f"the cluster of connection {self.pod.conn_id!r} does not answer: {event['message']}")
             work = self._look_after(context, env, event)
-        return self._defer(work, {"deadline": event["deadline"], "logged": logged})
+        # A triggerer begins its part of a task's log anew with each deferral: the next trigger logs all of it again.
+        return self._defer(work, event["deadline"])
 
     def cancel(self) -> None:
         """Remove what carries it; called when the task is killed."""
@@ -136,12 +141,12 @@ class StageCall:
         """Return what is still to be watched, or fail."""
         raise TypeError(f"{type(self).__name__} must define _look_after")
 
-    def _defer(self, work: Any, state: Mapping[str, Any]) -> NoReturn:
+    def _defer(self, work: Any, deadline: float | None) -> NoReturn:
         """Defer until the trigger has something to decide."""
         raise TypeError(f"{type(self).__name__} must define _defer")
 
-    def _log_rest(self, logged: str) -> str:
-        """Log what was printed since the trigger looked; return the time of the last line."""
+    def _log_rest(self) -> None:
+        """Log what was printed since the trigger looked."""
         raise TypeError(f"{type(self).__name__} must define _log_rest")
 
     def _remove(self, item: Any, grace_s: int | None = None) -> None:
@@ -155,9 +160,12 @@ class StageCall:
 
     def _crash(self, pods: Sequence[Any], why: str) -> NoReturn:
         """Fail, with what Kubernetes says and the last lines of the pods that are to blame."""
+        self._log_rest()
         for pod in pods:
             self.log.error("last lines of pod %s:", pod.metadata.name)
-            log_lines(self.log, self._lines(pod)[-_TAIL:], "")
+            for _, line in self._lines(pod)[-_TAIL:]:
+                level, said = levelled(line)
+                self.log.log(level, "%s", said)
         assert self.spec is not None
         raise StageCrashed(
             f"the {self.noun} of stage {self.spec.stage!r} ended without a result: {why or 'no reason is known'}"

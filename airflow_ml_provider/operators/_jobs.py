@@ -122,11 +122,11 @@ class JobCall(StageCall):
         pods = self.carrier.client.list_namespaced_pod(self.namespace, label_selector=selector).items
         return list(dict.fromkeys(filter(None, [why, *(said for pod in pods for said in told(pod))])))
 
-    def _defer(self, work: Mapping[str, Any], state: Mapping[str, Any]) -> NoReturn:
+    def _defer(self, work: Mapping[str, Any], deadline: float | None) -> NoReturn:
         name, uid = _named(work)
         trigger = JobTrigger(
             self.pod.controller.partition(":")[0], name, uid, self.namespace, self.info.identity, self.pod.conn_id,
-            self.pod.poll_s, self.pod.log_every_s, self.pod.start_s, incidents=self._incidents, **state,
+            self.pod.poll_s, self.pod.log_every_s, self.pod.start_s, deadline, self._incidents,
         )  # fmt: skip
         self.operator.defer(trigger=trigger, method_name="collect")
         raise AssertionError("a deferred task does not go on")
@@ -141,9 +141,9 @@ class JobCall(StageCall):
     def _is_ours(self, job: Mapping[str, Any]) -> bool:
         return bool(job["metadata"]["labels"].get(_manifest.CALL) == self.exchange.digest)
 
-    def _log_rest(self, logged: str) -> str:
-        lines = [line for pod in self._first() for line in self._lines(pod, logged)]
-        return log_lines(self.log, lines, logged)
+    def _log_rest(self) -> None:
+        for pod in self._first():
+            log_lines(self._lines(pod, self.logged), self.logged)
 
     def _remove(self, item: Mapping[str, Any], grace_s: int | None = None) -> None:
         """Delete this very job; its controller ends the pods with the time that they ask for."""

@@ -105,6 +105,8 @@ class PodCall(StageCall):
             "pod %d was lost and is replaced (%d of %d): %s", node, spent + 1, self.pod.replacements, state.why
         )
         if old is not None:
+            if node == 0:  # the next trigger's part of the log has the new pod's lines only
+                log_lines(self._lines(old), "")
             self._remove(old, grace_s=0)
         new = self._make(context, node, env, avoid=avoided(losses))
         if env:
@@ -165,19 +167,19 @@ class PodCall(StageCall):
                     *_manifest.POD_GROUPS[self.pod.gang.partition(":")[0]], self.namespace, "podgroups", group
                 )
 
-    def _defer(self, pods: Sequence[Any], state: Mapping[str, Any]) -> NoReturn:
+    def _defer(self, pods: Sequence[Any], deadline: float | None) -> NoReturn:
         trigger = PodsTrigger(
             self.namespace or pods[0].metadata.namespace, self.info.identity, [pod.metadata.uid for pod in pods],
-            self.pod.conn_id, self.pod.poll_s, self.pod.log_every_s, self.pod.start_s, **state,
+            self.pod.conn_id, self.pod.poll_s, self.pod.log_every_s, self.pod.start_s, deadline,
         )  # fmt: skip
         self.operator.defer(trigger=trigger, method_name="collect")
         raise AssertionError("a deferred task does not go on")
 
-    def _log_rest(self, logged: str) -> str:
-        """Log what the first pod has printed since the trigger looked; return the time of its last line."""
-        first = [pod for pod in self._find({}) if self._is_ours(pod) and _node_of(pod) == 0]
-        lines = [line for pod in first for line in self._lines(pod, logged)]
-        return log_lines(self.log, lines, logged)
+    def _log_rest(self) -> None:
+        """Log what the first pod has printed since the trigger looked."""
+        for pod in self._find({}):
+            if self._is_ours(pod) and _node_of(pod) == 0:
+                log_lines(self._lines(pod, self.logged), self.logged)
 
     def _remove(self, pod: Any, grace_s: int | None = None) -> None:
         """Delete this very pod; one that never began to run, or has ended, needs no time to end."""

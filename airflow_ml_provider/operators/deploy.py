@@ -179,6 +179,7 @@ class RolloutOperator(ServingOperator):
 
     def _start(self, observed: Observed, stable: Version, candidate: Version) -> None:
         """Deploy the candidate beside the stable version, without any traffic."""
+        from airflow_ml_provider.stages.deploy import place as places
         from airflow_ml_provider.stages.deploy import rollout
         from airflow_ml_provider.stages.deploy.logic import rollout_of
         from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
@@ -188,6 +189,7 @@ class RolloutOperator(ServingOperator):
         assert self.info is not None
         # As those who go on will read it, so that its digest is theirs.
         policy = codec.decode(RolloutPolicy, codec.encode(self.policy or {}), "policy")
+        places.check(places.resolve(self.place), policy)
         seen = Seen(health="pending", stable=self.serving.readings(self.service).get(stable.name, {}))
         state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
         record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))

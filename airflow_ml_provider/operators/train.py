@@ -9,6 +9,7 @@ from airflow.sdk import XComArg
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
+from airflow_ml_provider.links import ProfileLink
 from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.refs import DatasetRef, as_ref
 from airflow_ml_provider.runtime import Pod
@@ -50,6 +51,7 @@ class TrainOperator(StageOperator):
         "exclude", "engine", "engine_params", "segment", "command", "launch", "validation", "seed", "experiment",
         "encoding",
     )  # fmt: skip
+    operator_extra_links = (*StageOperator.operator_extra_links, ProfileLink())  # type: ignore[assignment]
     uses_mlflow: ClassVar[bool] = True
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ class _Waiting(Generic[T]):
     item: T
     rows: int
     answer: asyncio.Future[Any]
+    arrived: float
 
 
 class Batcher(Generic[T]):
@@ -56,7 +58,8 @@ class Batcher(Generic[T]):
         Raises:
             Exception: what scoring the item by itself raises; others of its batch are answered all the same.
         """
-        waiting = _Waiting(item, rows, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(item, rows, loop.create_future(), loop.time())
         self._queue.append(waiting)
         self._rows += rows
         if self._rows >= self._max_rows:
@@ -83,12 +86,12 @@ class Batcher(Generic[T]):
             self._worker = None
 
     async def _gather(self) -> None:
-        if self._rows < self._max_rows:
+        """Wait until a batch is full or its first item has waited for long enough, also while the last was scored."""
+        left = self._queue[0].arrived + self._delay_s - asyncio.get_running_loop().time()
+        if left > 0 and self._rows < self._max_rows:
             self._full.clear()
-            try:
-                await asyncio.wait_for(self._full.wait(), self._delay_s)
-            except asyncio.TimeoutError:  # of Python 3.9 and 3.10 not the built-in one
-                return
+            with contextlib.suppress(asyncio.TimeoutError):  # in Python 3.9 and 3.10 not the built-in one
+                await asyncio.wait_for(self._full.wait(), left)
 
     def _take(self) -> list[_Waiting[T]]:
         batch: list[_Waiting[T]] = []

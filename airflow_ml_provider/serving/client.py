@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
@@ -110,7 +110,7 @@ class Client:
         if request_id:
             body["id"] = request_id
         headers = {"x-sticky-key": sticky_key} if sticky_key else {}
-        path = f"/v2/models/{self.service}" + (f"/versions/{version}" if version else "") + "/infer"
+        path = f"/v2/models/{self.service}" + (f"/versions/{quote(version, safe='')}" if version else "") + "/infer"
         found, answered = _call(self._address().url, "POST", path, body, headers, self._timeout_s)
         return Prediction(tuple(found["outputs"][0]["data"]), answered.get("x-model-version", ""), found["id"])
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,8 +105,10 @@ def put_package(folder: Path) -> Path:
     path = folder / f"package-{hashlib.sha256(body).hexdigest()[:16]}.zip"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tables.replacing(path) as aside:
-            aside.write_bytes(body)
+        # Not `tables.replacing`: several may be starting at a time, and it takes what others are writing for leftovers.
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as aside:
+            aside.write(body)
+        os.replace(aside.name, path)
     return path
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
+from airflow_ml_provider.tables import local_path
 
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -23,7 +24,7 @@ class Version:
     """One version of a model and how it is served. All but `percent` and `mirror` stays as it is while it serves.
 
     Attributes:
-        package: folder of the model package, as a path or a `file://` URI.
+        package: folder of the model package, as an absolute path or a `file://` URI.
         digest: digest of the package; another one is never served.
         percent: share of the users' requests.
         mirror: share of the requests answered by other versions of which this one gets a copy nobody waits for.
@@ -48,6 +49,8 @@ class Version:
     max_body_mib: float = 16.0
 
     def __post_init__(self) -> None:
+        if not local_path(self.package).is_absolute():
+            raise invalid("package", self.package, "an absolute path or a file:// URI")
         if not _DIGEST.fullmatch(self.digest):
             raise invalid("digest", self.digest, "sha256: and 64 hexadecimal digits")
         for name in _SPLIT:

@@ -28,7 +28,6 @@ class JobTrigger(ClusterTrigger):
         log_every_s: time between two looks at the log (seconds); 0 leaves it alone.
         start_s: the job must run so long after it was made or resumed (seconds).
         deadline: time at which the task's time is over (seconds since 1970); none without one.
-        logged: time of the last line that was logged, RFC 3339.
         incidents: how many failures of its pods are known already.
     """
 
@@ -47,10 +46,9 @@ class JobTrigger(ClusterTrigger):
         log_every_s: float = 60.0,
         start_s: float = 600.0,
         deadline: float | None = None,
-        logged: str = "",
         incidents: int = 0,
     ) -> None:
-        super().__init__(namespace, identity, conn_id, poll_s, log_every_s, start_s, deadline, logged)
+        super().__init__(namespace, identity, conn_id, poll_s, log_every_s, start_s, deadline)
         self.kind, self.name, self.uid, self.incidents = kind, name, uid, incidents
         self._went_on = datetime.fromtimestamp(0, timezone.utc)  # when it was last seen to run, or to be suspended
         self._said = ""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 
+import structlog
 from airflow.triggers.base import TriggerEvent
 
 from airflow_ml_provider.triggers._kill import KillableTrigger
@@ -18,6 +19,7 @@ from airflow_ml_provider.triggers._kill import KillableTrigger
 _PATIENCE_S = 600.0  # for an API server that is away
 REMOVED_IN_S = 10  # what a pod gets to end after its task was killed
 OVERDUE_S = 60.0  # a deleted pod that is still there then: its node is not
+_LEVELS = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 _OTHER_RANK = re.compile(r"(\w+\t[^\t]*\t)?\[rank (?!0\])\d+\] ")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
@@ -26,7 +28,8 @@ class ClusterTrigger(KillableTrigger):
     """Watch what a task has in a cluster until there is something to decide; a subclass says what that is.
 
     The event has `status` (`error` when the cluster does not answer for long, with a `message`; `timeout` when the
-    task's time is over) and, of the trigger by then, the attributes that `told` names.
+    task's time is over) and, of the trigger by then, the attributes that `told` names. `logged` is
+    the time of the last line that it has logged.
 
     Parameters:
         namespace: of what is watched.
@@ -36,11 +39,10 @@ class ClusterTrigger(KillableTrigger):
         log_every_s: time between two looks at the log (seconds); 0 leaves it alone.
         start_s: a pod must run so long after it was made (seconds).
         deadline: time at which the task's time is over (seconds since 1970); none without one.
-        logged: time of the last line that was logged, RFC 3339.
     """
 
     kept: ClassVar[tuple[str, ...]] = (
-        "namespace", "identity", "conn_id", "poll_s", "log_every_s", "start_s", "deadline", "logged",
+        "namespace", "identity", "conn_id", "poll_s", "log_every_s", "start_s", "deadline",
     )  # fmt: skip
     """The arguments from which the triggerer makes this trigger again."""
     told: ClassVar[tuple[str, ...]] = ("namespace", "deadline", "logged")
@@ -54,12 +56,12 @@ class ClusterTrigger(KillableTrigger):
         log_every_s: float,
         start_s: float,
         deadline: float | None,
-        logged: str,
     ) -> None:
         super().__init__()
         self.namespace, self.identity, self.conn_id = namespace, identity, conn_id
         self.poll_s, self.log_every_s, self.start_s = poll_s, log_every_s, start_s
-        self.deadline, self.logged = deadline, logged
+        self.deadline = deadline
+        self.logged = ""  # time of the last line, RFC 3339
         self._log_at = time.monotonic() + min(log_every_s, 2 * poll_s)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -111,7 +113,7 @@ class ClusterTrigger(KillableTrigger):
         )  # fmt: skip
         text = (await answer.read()).decode(errors="replace")
         if answer.status == 200:
-            self.logged = log_lines(self.log, new_lines(text, self.logged), self.logged)
+            self.logged = log_lines(new_lines(text, self.logged), self.logged)
 
     def _is_over(self) -> bool:
         """Return whether the task's time is over."""
@@ -147,8 +149,8 @@ class PodsTrigger(ClusterTrigger):
     """Watch the pods of one task until there is something to decide, and let the task's log have what they print.
 
     The event's `status` is `changed` (a pod has ended or is gone), `late` (one does not run in time), `timeout` (the
-    task's time is over) or `error` (with a `message`); `namespace`, `deadline` and `logged` are those of the
-    trigger by then.
+    task's time is over) or `error` (with a `message`); `namespace`, `deadline` and `logged` are those of
+    the trigger by then.
 
     Parameters:
         namespace: of the pods.
@@ -159,7 +161,6 @@ class PodsTrigger(ClusterTrigger):
         log_every_s: time between two looks at the log (seconds); 0 leaves it alone.
         start_s: a pod must run so long after it was made (seconds).
         deadline: time at which the task's time is over (seconds since 1970); none without one.
-        logged: time of the last line that was logged, RFC 3339.
     """
 
     kept = (*ClusterTrigger.kept, "uids")
@@ -174,9 +175,8 @@ class PodsTrigger(ClusterTrigger):
         log_every_s: float = 60.0,
         start_s: float = 600.0,
         deadline: float | None = None,
-        logged: str = "",
     ) -> None:
-        super().__init__(namespace, identity, conn_id, poll_s, log_every_s, start_s, deadline, logged)
+        super().__init__(namespace, identity, conn_id, poll_s, log_every_s, start_s, deadline)
         self.uids = list(uids)
 
     async def _look(self, core: Any) -> str:
@@ -247,10 +247,25 @@ def nanoseconds(stamp: str) -> int:
     return int(datetime.fromisoformat(whole + zone).timestamp()) * 10**9 + int((fraction or "").ljust(9, "0")[:9])
 
 
-def log_lines(log: Any, lines: Sequence[tuple[str, str]], logged: str) -> str:
-    """Log lines of a pod, each at the level that it names, if it does; return the time of the last line logged."""
+def log_lines(lines: Sequence[tuple[str, str]], logged: str) -> str:
+    """Log lines of a pod, each with its own time and at the level that it names; return the time of the last line.
+
+    A triggerer that takes over from one that was killed logs again what that one had. By equal times Airflow's reader
+    sees that these are the same lines, and shows each once.
+    """
+    log = structlog.get_logger(__name__)
     for stamp, line in lines:
-        logged, (level, _, said) = stamp, line.partition("\t")
-        number = logging.getLevelName(level)  # a text, where there is no such level
-        log.log(*((number, "%s", said) if isinstance(number, int) else (logging.INFO, "%s", line)))
+        time_s, logged = nanoseconds(stamp) // 1000 / 1e6, stamp
+        when = datetime.fromtimestamp(time_s, timezone.utc).isoformat(timespec="microseconds")
+        log.log(*levelled(line), timestamp=when)
     return logged
+
+
+def levelled(line: str) -> tuple[int, str]:
+    """Return the level that a line begins with, and the rest.
+
+    >>> levelled("ERROR\\tit broke"), levelled("a\\tb")
+    ((40, 'it broke'), (20, 'a\\tb'))
+    """
+    level, _, said = line.partition("\t")
+    return (_LEVELS[level], said) if level in _LEVELS else (logging.INFO, line)

@@ -14,6 +14,7 @@ from airflow_ml_provider.exceptions import MlError, Unavailable
 from airflow_ml_provider.triggers._kill import KillableTrigger
 
 _PATIENCE_S = 600.0  # for a place that is away
+_SAY_EVERY_S = 60.0  # how a step is going
 
 
 class ServingTrigger(KillableTrigger):
@@ -46,7 +47,8 @@ class ServingTrigger(KillableTrigger):
         self.place, self.service, self.identity = dict(place), service, identity
         self.poll_s, self.deadline = poll_s, deadline
         self.policy, self.state = policy, state
-        self._said = ""
+        self._said: tuple[str, int] | None = None
+        self._say_at = 0.0
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer needs to make this trigger again."""
@@ -95,8 +97,9 @@ class ServingTrigger(KillableTrigger):
         if decision is None or decision.action != "wait":
             return "changed"
         self.state = codec.encode(decision.state)
-        if decision.reason != self._said:
-            self._said = decision.reason
+        step = (decision.state.phase, decision.state.step)
+        if step != self._said or time.monotonic() >= self._say_at:
+            self._said, self._say_at = step, time.monotonic() + _SAY_EVERY_S
             self.log.info("%s", decision.reason)
         return ""
 

@@ -51,15 +51,20 @@ with DAG("ordered", schedule=CronDataIntervalTimetable("0 0 * * *", timezone="UT
         target=os.environ["ML_STORE"] + "/ordered", columns={"id": "int"}, wait_s=600, after_previous=True,
     )
 """
-PODS_DAG = """\
-# An Airflow DAG with a stage in a pod.
+PODS_DAGS = """\
+# An Airflow DAG with a stage in a pod, and one that trains in a pod by a function of its own.
 import json, os, time
 from datetime import timedelta
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 from airflow_ml_provider import IngestOperator
 from airflow_ml_provider.runtime import Pod
 
 STORE, LANDING = os.environ["ML_STORE"], os.environ["ML_LANDING"]
+POD = Pod(
+    os.environ["ML_POD_IMAGE"], python=os.environ["ML_TOOLS_PYTHON"], exchange=STORE + "/exchange",
+    volumes=json.loads(os.environ["TEST_VOLUMES"]), pythonpath=(os.environ["TEST_MODULES"],),
+    env={"TEST_HOLD": STORE + "/hold"}, poll_s=1, log_every_s=2,
+)
 
 class Ingest(IngestOperator):
     def defer(self, **kwargs):
@@ -74,19 +79,33 @@ class Ingest(IngestOperator):
 with DAG("pods", schedule=None):
     Ingest(
         task_id="ingest", name="rows", source=LANDING + "/pods.csv", target=STORE + "/pods", columns={"id": "int"},
-        retries=2, retry_delay=timedelta(seconds=1), execution_timeout=timedelta(minutes=10),
-        runtime=Pod(
-            os.environ["ML_POD_IMAGE"], python=os.environ["ML_TOOLS_PYTHON"], exchange=STORE + "/exchange",
-            volumes=json.loads(os.environ["TEST_VOLUMES"]), pythonpath=(os.environ["TEST_MODULES"],),
-            env={"TEST_HOLD": STORE + "/hold"}, poll_s=1,
-        ),
+        retries=2, retry_delay=timedelta(seconds=1), execution_timeout=timedelta(minutes=10), runtime=POD,
     )
+
+with DAG("pods_own", schedule=None):
+    rows = IngestOperator(
+        task_id="rows", name="rows", source=LANDING + "/own.csv", target=STORE + "/own_rows",
+        columns={"at": "timestamp", "x": "float", "label": "int"},
+    )
+
+    @task.train(name="own", dataset=rows.output["dataset"], timestamp="at", output=STORE + "/own_models", runtime=POD)
+    def fit(run, strength):
+        import socket
+        from sklearn.linear_model import LogisticRegression
+
+        print("training by hand in", socket.gethostname(), "with strength", strength)
+        return LogisticRegression(C=strength).fit(*run.train.numpy())
+
+    fit(strength=0.5)
 """
-# Stands before the real module in pods of that DAG: the stage works once the file is gone.
+# Stands before the real module in pods of these DAGs: the stage counts, and works once the file is gone.
 HELD_DUCKDB = """\
-import os, sys, time
-while os.path.exists(os.environ["TEST_HOLD"]):
-    time.sleep(0.1)
+import itertools, os, sys, time
+for number in itertools.count():
+    if not os.path.exists(os.environ["TEST_HOLD"]):
+        break
+    print("held", number)
+    time.sleep(0.2)
 sys.path.remove(os.path.dirname(__file__))
 del sys.modules["duckdb"]
 import duckdb
@@ -184,6 +203,7 @@ def flights(tmp_path_factory):
                 found.STRICT,
                 "ordered",
                 "pods",
+                "pods_own",
                 "flight_delay_training_on_pods",
                 "seattle_rain_scoring",
                 "seattle_rain_training",
@@ -206,11 +226,11 @@ def _patch(config: Path, changes: Mapping[str, str]) -> None:
 
 
 def _prepare_pods(state: Path, dags: Path) -> None:
-    """Let the DAG `pods` find a cluster that is started later, if there can be one, and its volumes."""
+    """Let the DAGs of pods find a cluster that is started later, if there can be one, and its volumes."""
     modules = state / "modules"
     modules.mkdir()
     (modules / "duckdb.py").write_text(HELD_DUCKDB)
-    (dags / "pods.py").write_text(PODS_DAG)
+    (dags / "pods.py").write_text(PODS_DAGS)
     _, volumes = kubernetes.python(REPO / ".venv-ml")
     os.environ["TEST_VOLUMES"] = json.dumps({**volumes, str(state): str(state)})
     os.environ["TEST_MODULES"] = str(modules)
@@ -224,7 +244,7 @@ def cluster(flights):
     except kubernetes.NoCluster as reason:
         pytest.skip(str(reason))
     flights.stack.connect(found, flights.api)
-    for dag_id in ("pods", "flight_delay_training_on_pods"):
+    for dag_id in ("pods", "pods_own", "flight_delay_training_on_pods"):
         flights.api.pause(dag_id, False)
     yield found
     found.stop()

@@ -1,4 +1,4 @@
-"""A stage in a pod, run by a real Airflow on a real Kubernetes: deferred, cleared, marked failed, the cluster away."""
+"""A stage in a pod, run by a real Airflow on a real Kubernetes: what ends it, and what must not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-DAG = "pods"
+from services import BIN
+
+DAG, OWN = "pods", "pods_own"
 
 
 @pytest.fixture
@@ -39,9 +43,12 @@ def read(path: Path) -> bytes:
         return b""
 
 
-def running(cluster) -> dict:
+def running(cluster, run_id: str = "") -> dict:
+    """Return the pod that runs, or that of a DAG run."""
+
     def pods() -> list[dict]:
-        return [pod for pod in cluster.get("pods") if pod["status"]["phase"] == "Running"]
+        found = [pod for pod in cluster.get("pods") if pod["status"]["phase"] == "Running"]
+        return [pod for pod in found if run_id in pod["metadata"]["annotations"]["airflow-ml/task"]]
 
     return until(pods, 120, "no pod runs")[0]
 
@@ -50,12 +57,51 @@ def state(flights, run_id: str) -> str:
     return str(flights.api.tasks(DAG, run_id)[0]["state"])
 
 
-def begun(flights, cluster) -> tuple[str, dict]:
-    """Start a run; return it and its pod once the task is deferred and the pod runs."""
-    run_id = flights.api.trigger(DAG)
-    pod = running(cluster)
-    until(lambda: state(flights, run_id) == "deferred", 60, "the task does not defer")
-    return run_id, pod
+def begun(flights, cluster, runs: int = 1) -> list[tuple[str, dict]]:
+    """Start runs; return each with its pod once their tasks are deferred and the pods run."""
+    run_ids = [flights.api.trigger(DAG) for _ in range(runs)]
+    pods = [running(cluster, run_id) for run_id in run_ids]
+    for run_id in run_ids:
+        until(lambda run_id=run_id: state(flights, run_id) == "deferred", 60, "the task does not defer")
+    return list(zip(run_ids, pods, strict=True))
+
+
+def mark(flights, what: str, as_: str) -> None:
+    key = "new_state" if "taskInstances" in what else "state"
+    flights.api.call("PATCH", f"dags/{DAG}/dagRuns/{what}", {key: as_})
+
+
+@contextmanager
+def without(flights, component: str) -> Iterator[None]:
+    """Kill a component of Airflow with all its processes, and start it again afterwards, as it was."""
+    services = flights.stack.services
+    members = [pid for name in services.names() for pid in services.members(name)]
+    commands = {pid: read(Path(f"/proc/{pid}/cmdline")).decode().split("\0")[:-1] for pid in members}
+    whole = {pid for pid, command in commands.items() if command[1:] == [str(BIN / "airflow"), component]}
+    first = next(pid for pid in whole if parent(pid) not in whole)
+    environment = read(Path(f"/proc/{first}/environ")).decode().split("\0")[:-1]
+    while grown := {pid for pid in members if pid not in whole and parent(pid) in whole}:
+        whole |= grown
+    for pid in whole:
+        os.kill(pid, signal.SIGKILL)
+    try:
+        yield
+    finally:
+        services.stop(component)  # what is left of one that was started here before
+        settings = {"AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5"}  # to know sooner that it was killed
+        services.start(component, commands[first], dict(line.split("=", 1) for line in environment) | settings)
+
+
+def parent(pid: int) -> int:
+    """Return the parent of a process; 0 once it has ended."""
+    fields = read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def held(flights, run_id: str) -> list[int]:
+    """Return how far the pod has counted, as the task's log has it."""
+    lines = [line.split() for line in flights.api.log(DAG, run_id, "ingest")]
+    return [int(line[1]) for line in lines if line[:1] == ["held"]]
 
 
 def ended(flights, run_id: str) -> dict:
@@ -64,7 +110,7 @@ def ended(flights, run_id: str) -> dict:
 
 
 def test_a_stage_in_a_pod_succeeds_while_its_task_takes_no_slot(flights, cluster, hold):
-    run_id, pod = begun(flights, cluster)
+    ((run_id, pod),) = begun(flights, cluster)
     assert "ml-ingest" in pod["metadata"]["name"]
     hold.unlink()
     run = ended(flights, run_id)
@@ -73,14 +119,18 @@ def test_a_stage_in_a_pod_succeeds_while_its_task_takes_no_slot(flights, cluster
     until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
-def test_a_deferred_task_that_is_marked_failed_leaves_nothing(flights, cluster, hold):
-    run_id, _ = begun(flights, cluster)
-    flights.api.call("PATCH", f"dags/{DAG}/dagRuns/{run_id}/taskInstances/ingest", {"new_state": "failed"})
+def test_whatever_ends_a_deferred_task_takes_its_pod_along(flights, cluster, hold):
+    """Its state is set, or its run ends and is deleted before anybody has looked."""
+    (failed, _), (succeeded, _), (deleted, _) = begun(flights, cluster, runs=3)
+    mark(flights, f"{failed}/taskInstances/ingest", as_="failed")
+    mark(flights, f"{succeeded}/taskInstances/ingest", as_="success")
+    mark(flights, deleted, as_="failed")
+    flights.api.call("DELETE", f"dags/{DAG}/dagRuns/{deleted}")
     until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
 def test_a_cleared_task_starts_again_in_another_pod(flights, cluster, hold):
-    run_id, pod = begun(flights, cluster)
+    ((run_id, pod),) = begun(flights, cluster)
     flights.api.clear(DAG, run_id)
     uid = pod["metadata"]["uid"]
     until(lambda: running(cluster)["metadata"]["uid"] != uid, 120, "the old pod still runs")
@@ -90,8 +140,102 @@ def test_a_cleared_task_starts_again_in_another_pod(flights, cluster, hold):
     until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
+def test_a_triggerer_that_is_killed_is_succeeded_by_another(flights, cluster, hold):
+    """The pod goes on meanwhile; the log has each of its lines once."""
+    ((run_id, pod),) = begun(flights, cluster)
+    until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
+    with without(flights, "triggerer"):
+        seen = held(flights, run_id)[-1]
+    until(lambda: held(flights, run_id)[-1] > seen, 90, "no other triggerer takes over")
+    hold.unlink()
+    run = ended(flights, run_id)
+    assert run["state"] == "success", flights.why(DAG, run)
+    assert made_since(cluster, pod) == {pod["metadata"]["uid"]}
+    counted = held(flights, run_id)
+    assert counted == list(range(len(counted)))
+    assert counted[-1] > seen
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
+def test_a_lost_pod_s_lines_stay_in_the_log_when_it_is_replaced(flights, cluster, hold):
+    ((run_id, pod),) = begun(flights, cluster)
+    until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
+    identity = pod["metadata"]["labels"]["airflow-ml/identity"].encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        if identity in read(process / "cmdline"):
+            os.kill(int(process.name), signal.SIGKILL)
+    until(lambda: running(cluster, run_id)["metadata"]["uid"] != pod["metadata"]["uid"], 60, "it is not replaced")
+    hold.unlink()
+    run = ended(flights, run_id)
+    assert run["state"] == "success", flights.why(DAG, run)
+    counted = held(flights, run_id)
+    first = counted.index(0, 1)
+    assert counted == [*range(first), *range(len(counted) - first)]
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
+def test_a_scheduler_that_is_killed_finds_the_task_where_it_was(flights, cluster, hold):
+    """Its workers die with it; the pod ends while it is away."""
+    ((run_id, pod),) = begun(flights, cluster)
+    with without(flights, "scheduler"):
+        hold.unlink()
+        until(lambda: state(flights, run_id) == "scheduled", 60, "the triggerer tells nothing")
+    run = ended(flights, run_id)
+    assert run["state"] == "success", flights.why(DAG, run)
+    assert flights.api.tasks(DAG, run_id)[0]["try_number"] == 1
+    assert made_since(cluster, pod) == {pod["metadata"]["uid"]}
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
+def test_what_is_deleted_while_no_triggerer_runs_is_left_to_the_reaper(flights, cluster, hold):
+    (kept, pod), (deleted, lost) = begun(flights, cluster, runs=2)
+    with without(flights, "triggerer"):
+        mark(flights, deleted, as_="failed")
+        flights.api.call("DELETE", f"dags/{DAG}/dagRuns/{deleted}")
+        seen = len(held(flights, kept))
+    until(lambda: len(held(flights, kept)) > seen, 90, "no other triggerer takes over")
+    assert {pod["metadata"]["name"], lost["metadata"]["name"]} == names(cluster)
+    said = reap(flights)
+    assert "in use" in next(line for line in said if pod["metadata"]["name"] in line)
+    assert "left over" in next(line for line in said if lost["metadata"]["name"] in line)
+    until(lambda: names(cluster) == {pod["metadata"]["name"]}, 60, "the pod of the deleted run is still there")
+    hold.unlink()
+    run = ended(flights, kept)
+    assert run["state"] == "success", flights.why(DAG, run)
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
+def names(cluster) -> set[str]:
+    return {pod["metadata"]["name"] for pod in cluster.get("pods")}
+
+
+def reap(flights) -> list[str]:
+    """Remove what is left over, whatever its age; return what was said."""
+    command = [BIN / "airflow", "ml", "reap", "--exchange", flights.stack.store / "exchange"]
+    environment = {**flights.stack.environment(), "COLUMNS": "300"}
+    done = subprocess.run(
+        [*command, "--older-than", "0", "--delete"], env=environment, check=True, capture_output=True, text=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_function_of_the_user_trains_in_a_pod(flights, cluster):
+    rows = [f"2013-01-{1 + n // 24:02}T{n % 24:02}:00:00Z,{n % 7},{int(n % 7 > 3)}" for n in range(240)]
+    (flights.stack.landing / "own.csv").write_text("\n".join(["at,x,label", *rows]))
+    run_id = flights.api.trigger(OWN)
+    pod = running(cluster, run_id)
+    (run,) = flights.api.wait(OWN, lambda run: run["dag_run_id"] == run_id, timeout_s=300)
+    assert run["state"] == "success", flights.why(OWN, run)
+    line = f"training by hand in {pod['metadata']['name']} with strength 0.5"
+    assert flights.api.log(OWN, run_id, "fit").count(line) == 1
+    model = flights.api.xcom(OWN, run_id, "fit")["model"]
+    assert (Path(model["uri"]) / "model.onnx").is_file()
+    assert model["metrics"]["auc"] > 0.9
+    until(lambda: not cluster.left(), 60, str(cluster.left()))
+
+
 def test_an_api_server_that_is_away_for_a_while_costs_no_second_pod(flights, cluster, hold):
-    run_id, pod = begun(flights, cluster)
+    ((run_id, pod),) = begun(flights, cluster)
     servers = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"kube-apiserver" in read(p)]
     assert servers
     for pid in servers:
@@ -124,18 +268,18 @@ def test_a_worker_that_is_killed_goes_on_with_the_same_pod(flights, cluster, hol
         hold.unlink()
         run = ended(flights, run_id)
         assert run["state"] == "success", flights.why(DAG, run)
-        made = [one for one in cluster.get("events") if one["reason"] == "Scheduled" and "ml-ingest" in one["message"]]
-        assert len({one["involvedObject"]["uid"] for one in made} - before(made, pod)) == 1
+        assert made_since(cluster, pod) == {pod["metadata"]["uid"]}
     finally:
         stop.unlink()
         stopped.unlink(missing_ok=True)
     until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
-def before(made: list[dict], pod: dict) -> set[str]:
-    """Return the pods that were made before this one."""
+def made_since(cluster, pod: dict) -> set[str]:
+    """Return the uids of this pod and of all that were made later."""
+    made = [one for one in cluster.get("events") if one["reason"] == "Scheduled" and "ml-ingest" in one["message"]]
     began = pod["metadata"]["creationTimestamp"]
-    return {one["involvedObject"]["uid"] for one in made if one["metadata"]["creationTimestamp"] < began}
+    return {one["involvedObject"]["uid"] for one in made if one["metadata"]["creationTimestamp"] >= began}
 
 
 def test_the_flights_network_trains_on_two_pods(flights, cluster):

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import prometheus_client as prometheus
 from aiohttp import web
 
-from airflow_ml_provider import __version__, codec
 from airflow_ml_provider.serving import folder as folders
-from airflow_ml_provider.serving import oip
-from airflow_ml_provider.serving.aio import metrics
+from airflow_ml_provider.serving.aio import routes
 from airflow_ml_provider.serving.aio.predictions import PredictionLog
 from airflow_ml_provider.serving.aio.proxy import Proxy, Routes
 from airflow_ml_provider.serving.aio.replica import Replica
-from airflow_ml_provider.serving.aio.web import Draining, Handler, application, json_response, listen, on_signal
+from airflow_ml_provider.serving.aio.web import Draining, listen, on_signal
 from airflow_ml_provider.serving.folder import Address
 from airflow_ml_provider.serving.spec import ServiceStatus, Status, Version, Wanted
 from airflow_ml_provider.serving.split import Split
@@ -35,7 +30,7 @@ from airflow_ml_provider.serving.stats import LATENCY_BOUNDS_MS, VersionStats, c
 
 log = logging.getLogger(__name__)
 
-_ADMIN_BODY, _LINGER_S, _GRACE_S = 2**20, 0.5, 30.0
+_LINGER_S, _GRACE_S = 0.5, 30.0
 
 
 class Gateway:
@@ -123,20 +118,20 @@ class Gateway:
 
     def _follow(self) -> None:
         """Start what is missing, end what is no longer wanted, and split the traffic anew, all in one step."""
-        routes, wanted = self._routes, self._store.wanted
-        for name in [name for name in routes.replicas if name not in wanted.versions]:
-            task = asyncio.create_task(routes.replicas.pop(name).stop())
+        now, wanted = self._routes, self._store.wanted
+        for name in [name for name in now.replicas if name not in wanted.versions]:
+            task = asyncio.create_task(now.replicas.pop(name).stop())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
-            del routes.stats[name]
+            del now.stats[name]
             self._observed.pop(name, None)
         for name, version in wanted.versions.items():
-            if name not in routes.replicas:
-                routes.replicas[name] = self._replica(name, version)
-                routes.stats[name] = VersionStats.empty(wanted.score_edges)
-        count_scores_anew(routes.stats.values(), wanted.score_edges)
-        routes.wanted, routes.split = wanted, Split.of(wanted)
-        self._answered = {name: stats.live.requests for name, stats in routes.stats.items()}
+            if name not in now.replicas:
+                now.replicas[name] = self._replica(name, version)
+                now.stats[name] = VersionStats.empty(wanted.score_edges)
+        count_scores_anew(now.stats.values(), wanted.score_edges)
+        now.wanted, now.split = wanted, Split.of(wanted)
+        self._answered = {name: stats.live.requests for name, stats in now.stats.items()}
         self._observe()
 
     def _observe(self) -> None:
@@ -154,84 +149,6 @@ class Gateway:
         )
 
 
-def users_side(gateway: Gateway, max_body: int) -> web.Application:
-    """Return the routes of the protocol."""
-    app = application(gateway.draining, max_body)
-    registry = metrics.registry(gateway.service, gateway.proxy.routes)
-
-    async def server(request: web.Request) -> web.Response:
-        return web.json_response({"name": "airflow-ml-provider-gateway", "version": __version__, "extensions": []})
-
-    async def live(request: web.Request) -> web.Response:
-        return web.json_response({"live": True})
-
-    async def ready(request: web.Request) -> web.Response:
-        return web.json_response({"ready": gateway.ready}, status=200 if gateway.ready else 503)
-
-    async def model_ready(request: web.Request) -> web.Response:
-        found = gateway.proxy.is_ready(request.match_info.get("version")) and not gateway.draining.started
-        return web.json_response({"name": gateway.service, "ready": found}, status=200 if found else 503)
-
-    async def measured(request: web.Request) -> web.Response:
-        headers = {"Content-Type": prometheus.CONTENT_TYPE_LATEST}
-        return web.Response(body=prometheus.generate_latest(registry), headers=headers)
-
-    app.router.add_get("/v2", server)
-    app.router.add_get("/v2/health/live", live)
-    app.router.add_get("/v2/health/ready", ready)
-    app.router.add_get("/metrics", measured)
-    for path in (f"/v2/models/{gateway.service}", f"/v2/models/{gateway.service}/versions/{{version}}"):
-        app.router.add_post(f"{path}/infer", gateway.proxy.infer)
-        app.router.add_get(path, gateway.proxy.metadata)
-        app.router.add_get(f"{path}/ready", model_ready)
-    return app
-
-
-def admin_side(gateway: Gateway) -> web.Application:
-    """Return the routes of the one who rolls out; all of them want the token."""
-
-    @web.middleware
-    async def with_token(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {gateway.token}".encode()):
-            return json_response(oip.error("the token of gateway.json is missing or wrong"), 401)
-        return await handler(request)
-
-    async def get_wanted(request: web.Request) -> web.Response:
-        return _wanted(gateway.wanted)
-
-    async def put_wanted(request: web.Request) -> web.Response:
-        wanted = codec.decode(Wanted, oip.parse(await request.read()))
-        return _wanted(gateway.apply(_matched(wanted, request.headers.get("If-Match"), gateway.wanted.generation)))
-
-    async def get_status(request: web.Request) -> web.Response:
-        return web.json_response(codec.encode(gateway.status()))
-
-    async def get_stats(request: web.Request) -> web.Response:
-        return web.json_response(codec.encode(gateway.stats()))
-
-    app = application(Draining(), _ADMIN_BODY)
-    app.middlewares.insert(0, with_token)
-    app.router.add_get("/admin/wanted", get_wanted)
-    app.router.add_put("/admin/wanted", put_wanted)
-    app.router.add_get("/admin/status", get_status)
-    app.router.add_get("/admin/stats", get_stats)
-    return app
-
-
-def _wanted(wanted: Wanted) -> web.Response:
-    return web.json_response(codec.encode(wanted), headers={"ETag": f'"{wanted.generation}"'})
-
-
-def _matched(wanted: Wanted, given: Optional[str], generation: int) -> Wanted:
-    """Return `wanted` as made from the generation of the header `If-Match`, if there is one."""
-    if given is None:
-        return wanted
-    if given.strip('"') != str(generation):
-        raise web.HTTPPreconditionFailed(reason=f"generation is {generation} by now, not {given}")
-    return replace(wanted, generation=generation)
-
-
 async def run(
     service: str, folder: Path, host: str, port: int, *, max_body_mib: float, started: Callable[[], None]
 ) -> int:
@@ -244,15 +161,15 @@ async def run(
     stopping = on_signal()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         gateway = Gateway(service, folder, session)
-        users, port = await _listen(users_side(gateway, int(max_body_mib * 2**20)), host, port, folder)
-        admin, admin_port = await listen(admin_side(gateway), "127.0.0.1", 0)
+        users, port = await _listen(routes.users_side(gateway, int(max_body_mib * 2**20)), host, port, folder)
+        admin, admin_port = await listen(routes.admin_side(gateway), "127.0.0.1", 0)
         url, own = f"http://{_reachable(host)}:{port}", f"http://127.0.0.1:{admin_port}"
         pid = os.getpid()
         folders.write_address(folder, Address(service, pid, folders.process_start(pid), url, own, gateway.token))
         log.info("service %s at %s", service, url)
         started()
         await stopping.wait()
-        await gateway.draining.wait(_LINGER_S, _GRACE_S)
+        await gateway.draining.wait(users, _LINGER_S, _GRACE_S)
         await users.cleanup()
         await gateway.close()
         await admin.cleanup()

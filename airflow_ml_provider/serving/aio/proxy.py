@@ -25,9 +25,9 @@ from airflow_ml_provider.serving.stats import Fault, Traffic, VersionStats
 
 log = logging.getLogger(__name__)
 
-STICKY_KEY, MODEL_VERSION = "x-sticky-key", "x-model-version"
+STICKY_KEY = "x-sticky-key"
 MIRRORS = 64  # copies under way at a time, over all versions
-_FORWARDED = ("Content-Type", "x-request-id", "traceparent", oip.BINARY_HEADER)
+_FORWARDED = ("Content-Type", oip.BINARY_HEADER)
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,12 @@ class Proxy:
     async def metadata(self, request: web.Request) -> web.Response:
         """Answer what the model looks like, from the stable version or the one that is named."""
         version = self._ready(request.match_info.get("version") or self.routes.wanted.stable)
-        async with self._session.get(f"{self.routes.replicas[version].url}/v2/models/{self._service}") as response:
-            return json_response(await response.read(), response.status, x_model_version=version)
+        url = f"{self.routes.replicas[version].url}/v2/models/{self._service}"
+        try:
+            async with self._session.get(url, timeout=self._timeout()) as response:
+                return json_response(await response.read(), response.status, x_model_version=version)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise Unavailable(f"version {version!r} did not answer: {error}") from error
 
     def is_ready(self, version: Optional[str] = None) -> bool:
         """Return whether a version takes requests, by default the stable one."""
@@ -131,7 +135,7 @@ class Proxy:
         if not routes.wanted.versions:
             raise Unavailable(f"service {self._service!r} has no versions")
         if version not in routes.replicas:
-            raise web.HTTPNotFound(reason=str(unknown_name("version", version[:63], routes.replicas)))
+            raise web.HTTPNotFound(text=str(unknown_name("version", version[:63], routes.replicas)))
         if not routes.replicas[version].ready:
             raise Unavailable(f"version {version!r} of service {self._service!r} is {routes.replicas[version].state}")
         return version
@@ -165,11 +169,13 @@ class Proxy:
         asyncio.get_running_loop().call_soon(self._count, version, traffic, body, answer)
         return answer
 
+    def _timeout(self) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=self.routes.wanted.timeout_s)
+
     async def _post(self, replica: Replica, body: bytes, headers: Mapping[str, str]) -> Answer:
         url, began = f"{replica.url}/v2/models/{self._service}/infer", time.perf_counter()
-        timeout = aiohttp.ClientTimeout(total=self.routes.wanted.timeout_s)
         try:
-            async with self._session.post(url, data=body, headers=headers, timeout=timeout) as response:
+            async with self._session.post(url, data=body, headers=headers, timeout=self._timeout()) as response:
                 answer = Answer(response.status, await response.read(), (time.perf_counter() - began) * 1000)
         except asyncio.TimeoutError:
             why = f"version {replica.version!r} did not answer within {self.routes.wanted.timeout_s} s"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Optional
 
 import aiohttp
@@ -20,7 +21,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 STEADY_S = 60.0  # a server that was ready for so long has a clean record
 LOOP = 3  # so many starts in a row that did not last are a crash loop
 LOADING_PROBE_S, PROBE_S, PROBE_TIMEOUT_S, MISSES = 0.05, 1.0, 5.0, 3
-_TAIL = 20
+_TAIL, _CHUNK = 20, 2**16
 
 
 class Replica:
@@ -90,7 +91,8 @@ class Replica:
             if self.state == "failed":
                 return
             pause = min(FIRST_PAUSE_S * 2 ** (self._short_lives - 1), LONGEST_PAUSE_S)
-            await asyncio.wait([asyncio.ensure_future(self._stopping.wait())], timeout=pause)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
             if self._stopping.is_set():
                 return
             self.restarts += 1
@@ -99,6 +101,8 @@ class Replica:
         """Start the process, watch it to its end and return its exit code."""
         self._tail.clear()
         self._ready_since = 0.0
+        if self._short_lives < LOOP:
+            self.state = "loading"
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 *self._command, env=dict(self._env), cwd=self._cwd,
@@ -108,6 +112,8 @@ class Replica:
             self._tail.append(str(error))
             return EXIT_TERMINAL
         self.pid = process.pid
+        if self._stopping.is_set():  # it was asked for while the process was being made
+            self._send(signal.SIGTERM)
         watching = asyncio.create_task(self._watch())
         reading = [asyncio.create_task(self._read_output()), asyncio.create_task(self._read_errors())]
         code = await process.wait()
@@ -166,24 +172,30 @@ class Replica:
 
     async def _read_output(self) -> None:
         """Take the port from the first line; the rest is for the log."""
-        process = self._process
-        if process is None or process.stdout is None:
-            return
-        async for line in process.stdout:
+        async for line in _lines(self._process.stdout if self._process else None):
             if self.url:
-                log.info("version %s: %s", self.version, line.decode(errors="replace").rstrip())
-            elif line.startswith(b"{"):
+                log.info("version %s: %s", self.version, line)
+            elif line.startswith('{"port":'):
                 self.url = f"http://127.0.0.1:{json.loads(line)['port']}"
 
     async def _read_errors(self) -> None:
-        process = self._process
-        if process is None or process.stderr is None:
-            return
-        async for line in process.stderr:
-            text = line.decode(errors="replace").rstrip()
-            self._tail.append(text)
-            log.info("version %s: %s", self.version, text)
+        async for line in _lines(self._process.stderr if self._process else None):
+            self._tail.append(line[:500])
+            log.info("version %s: %s", self.version, line)
 
     def _send(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
+
+
+async def _lines(stream: Optional[asyncio.StreamReader]) -> AsyncIterator[str]:
+    """Give the lines of a stream; one that is too long for its buffer in pieces, which `readline` would stop at."""
+    rest = b""
+    while stream is not None and (chunk := await stream.read(_CHUNK)):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) >= _CHUNK:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            yield line.decode(errors="replace").rstrip()
+    if rest:
+        yield rest.decode(errors="replace").rstrip()

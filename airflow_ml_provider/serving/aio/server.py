@@ -19,17 +19,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, Optional
+from typing import Optional
 
 import prometheus_client as prometheus
 from aiohttp import web
 
-from airflow_ml_provider import __version__, models, tables
+from airflow_ml_provider import __version__, models
 from airflow_ml_provider.exceptions import DataError, MlError, Unavailable
-from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.runtime.__main__ import die_with
 from airflow_ml_provider.runtime.protocol import EXIT_RETRYABLE, EXIT_TERMINAL
-from airflow_ml_provider.serving import oip
+from airflow_ml_provider.serving import model, oip
 from airflow_ml_provider.serving.aio.web import Draining, application, json_response, listen, on_signal
 from airflow_ml_provider.serving.batching import Batcher
 from airflow_ml_provider.serving.spec import Version
@@ -83,9 +82,9 @@ class ModelServer:
             DataError: there is no complete package.
             IntegrityError: it is not the one that was asked for.
         """
-        self._scorer = await asyncio.get_running_loop().run_in_executor(None, _open, self.name, self.served)
+        self._scorer = await asyncio.get_running_loop().run_in_executor(None, model.load, self.name, self.served)
         self._batcher = Batcher(
-            partial(_score, self._scorer),
+            partial(model.score, self._scorer),
             max_rows=self.served.max_batch,
             max_delay_ms=self.served.max_delay_ms,
             seen=self.metrics.batch_rows.observe,
@@ -94,12 +93,12 @@ class ModelServer:
     def application(self) -> web.Application:
         """Return the routes of the protocol."""
         app = application(self.draining, int(self.served.max_body_mib * 2**20))
-        model = f"/v2/models/{self.name}"
+        base = f"/v2/models/{self.name}"
         app.router.add_get("/v2", self._server_metadata)
         app.router.add_get("/v2/health/live", self._live)
         app.router.add_get("/v2/health/ready", self._server_ready)
         app.router.add_get("/metrics", self._metrics)
-        for path in (model, f"{model}/versions/{self.version}"):
+        for path in (base, f"{base}/versions/{self.version}"):
             app.router.add_get(path, self._model_metadata)
             app.router.add_get(f"{path}/ready", self._model_ready)
             app.router.add_post(f"{path}/infer", self._infer)
@@ -161,34 +160,6 @@ class ModelServer:
             await self._batcher.close()
 
 
-def _open(name: str, served: Version) -> models.Scorer:
-    """Return the verified model, warmed up: its first call takes memory and plans the graph."""
-    folder = tables.local_path(served.package)
-    models.verify(folder, ModelRef(name=name, uri=served.package, digest=served.digest))
-    scorer = models.Scorer(folder, threads=served.threads)
-    for rows in sorted({1, served.max_batch}):
-        scorer.run(_blank(scorer.manifest, rows))
-    return scorer
-
-
-def _blank(manifest: models.Manifest, rows: int) -> dict[str, Any]:
-    import numpy as np
-
-    blanks = {"float": np.zeros((rows, 1), np.float32), "string": np.full((rows, 1), "", object)}
-    return {name: blanks[kind] for name, kind in manifest.inputs.items()}
-
-
-def _score(scorer: models.Scorer, asked: list[oip.Request]) -> list[Any]:
-    """Return the scores of each request, all computed in one call."""
-    import numpy as np
-
-    if len(asked) == 1:
-        return [scorer.run(asked[0].feeds)]
-    feeds = {name: np.concatenate([one.feeds[name] for one in asked]) for name in asked[0].feeds}
-    found = scorer.run(feeds)
-    return np.split(found, np.cumsum([one.rows for one in asked])[:-1])
-
-
 async def serve(server: ModelServer, host: str, port: int, *, linger_s: float, grace_s: float, owned: bool) -> int:
     """Serve until SIGTERM and return the exit code.
 
@@ -213,7 +184,7 @@ async def serve(server: ModelServer, host: str, port: int, *, linger_s: float, g
         ended.cancel()
         return _verdict(error)
     await ended
-    await server.draining.wait(linger_s, grace_s)
+    await server.draining.wait(runner, linger_s, grace_s)
     await runner.cleanup()
     await server.close()
     return 0

@@ -37,7 +37,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         response.force_close()  # the rest of the body is not read
         return response
     except web.HTTPException as error:
-        return json_response(oip.error(error.reason), error.status)
+        return json_response(oip.error(error.text or error.reason), error.status)
     except MlError as error:
         status = next((status for cls, status in _STATUS if isinstance(error, cls)), 500)
         return json_response(oip.error(error), status)
@@ -69,10 +69,17 @@ class Draining:
             response.force_close()
         return response
 
-    async def wait(self, linger_s: float, grace_s: float) -> None:
-        """Begin the end: answer what comes for `linger_s` more seconds and what is in flight for up to `grace_s`."""
+    async def wait(self, runner: web.AppRunner, linger_s: float, grace_s: float) -> None:
+        """Begin the end and return when nothing is in flight.
+
+        Parameters:
+            linger_s: how long new connections are still taken, while others learn that this is not ready any more.
+            grace_s: how long to wait for what is in flight then.
+        """
         self.started = True
         await asyncio.sleep(linger_s)
+        for site in runner.sites:
+            await site.stop()
         deadline = asyncio.get_running_loop().time() + grace_s
         while self._in_flight and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)

@@ -37,6 +37,9 @@ from airflow_ml_provider.stages.monitor.measures import Pair
 
 Verdict = Literal["pass", "fail", "unsure"]
 
+# What the intervals are narrowest for: the size of accidents, an index and a share of the stable version's mean.
+_PSI_SPREAD, _MEAN_SPREAD = 0.5, 0.25
+
 ALONE = "there is no stable version to compare with"
 
 
@@ -154,7 +157,7 @@ def _score_shift(check: ScoreShift, windows: Windows) -> Iterator[_Measured]:
     else:
         cells = _cells(old, new)
         index = measures.psi(cells) - (len(cells.keys) - 1) * (1 / old.total + 1 / new.total)
-        width = sequential.half_width(_psi_variance(cells), check.max_psi, windows.alpha)
+        width = sequential.half_width(_psi_variance(cells), _PSI_SPREAD, windows.alpha)
         interval = (max(0.0, index - width), max(0.0, index + width))
         yield replace(found, observed=max(0.0, index), interval=interval, note=f"over {len(cells.keys)} cells")
 
@@ -172,8 +175,8 @@ def _business(check: Business, windows: Windows) -> Iterator[_Measured]:
         yield replace(found, note="the stable version's mean is not positive, so there is no ratio")
     else:
         # The contrast of the means is judged, which unlike their ratio is about normal; its sign says the same.
-        variance = (new.variance + check.min_ratio**2 * old.variance) / old.mean**2
-        width = sequential.half_width(variance, 1 - check.min_ratio, windows.alpha)
+        variance = (new.variance_beside(old) + check.min_ratio**2 * old.variance) / old.mean**2
+        width = sequential.half_width(variance, _MEAN_SPREAD, windows.alpha)
         ratio = new.mean / old.mean
         yield replace(found, observed=ratio, interval=(ratio - width, ratio + width))
 

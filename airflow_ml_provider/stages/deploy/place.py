@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class KServe:
         address: where to send requests instead of the URL that KServe gives a service, such as that of an ingress that
             the worker reaches.
         prometheus_conn_id: Airflow connection (HTTP) to the Prometheus that scrapes the servers; rollouts need it.
+        metrics: what tells there what a version did: `istio`, `istio_gateway`, `knative`, `knative_opencensus`,
+            `mlserver`, `triton`, or a mapping of the attributes of `stages.deploy.metrics.Metrics` that differ from
+            those of its `base`.
     """
 
     conn_id: str = "kubernetes_default"
@@ -52,10 +58,14 @@ class KServe:
     mode: Literal["", "standard", "serverless"] = ""
     address: str = ""
     prometheus_conn_id: str = ""
+    metrics: Union[str, Mapping[str, str]] = "istio"
 
     def __post_init__(self) -> None:
         if self.mode not in ("", "standard", "serverless"):
             raise invalid("mode", self.mode, "standard, serverless or empty")
+        from airflow_ml_provider.stages.deploy import metrics  # not above: every DAG file would load it
+
+        metrics.resolve(self.metrics)
 
 
 Place = Union[Local, KServe]
@@ -80,3 +90,15 @@ def resolve(place: Any) -> Place:
 def encode(place: Place) -> dict[str, Any]:
     """Return a place as the mapping that `resolve` takes."""
     return {next(kind for kind, cls in KINDS.items() if isinstance(place, cls)): codec.encode(place)}
+
+
+def check(place: Place, policy: RolloutPolicy) -> None:
+    """Refuse a policy with a check that could never be made at a place.
+
+    Raises:
+        SpecError: nothing counts there what it needs.
+    """
+    if isinstance(place, KServe):
+        from airflow_ml_provider.stages.deploy import metrics
+
+        metrics.check(metrics.resolve(place.metrics), policy)

@@ -24,7 +24,7 @@ from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.stages.deploy import analysis
 from airflow_ml_provider.stages.deploy.analysis import Finding, Windows
 from airflow_ml_provider.stages.deploy.policy import RolloutPolicy, Step
-from airflow_ml_provider.stages.deploy.state import Decision, RolloutState, Seen, Version
+from airflow_ml_provider.stages.deploy.state import Action, Decision, RolloutState, Seen, Version
 from airflow_ml_provider.stages.gate.evidence import PASSED, REFUSED
 from airflow_ml_provider.stages.gate.logic import Criterion
 
@@ -75,15 +75,24 @@ def advance(state: RolloutState, policy: RolloutPolicy, seen: Seen, now: float) 
     if state.phase in _ENDINGS:
         return _ENDINGS[state.phase](state, seen)
     state = _counted(state, seen)
-    if seen.health in ("failed", "gone") and not seen.promoted:
-        return _roll_back(
-            state, policy, f"the candidate {'has failed' if seen.health == 'failed' else 'is gone'}", seen
-        )
+    if why := _lost(state, seen):
+        return _roll_back(state, policy, why, seen)
     if state.phase == "starting":
         return _starting(state, policy, seen)
+    criteria = _criteria(state, policy)
+    failed = [c for c in criteria if isinstance(c, Finding) and c.verdict == "fail"]
+    if failed and not seen.promoted:
+        return _roll_back(state, policy, _sentences(failed))
     if state.phase == "finishing":
         return _finishing(state, policy, seen)
-    return _step(state, policy, seen, passed_s)
+    return _step(state, policy, seen, passed_s, criteria)
+
+
+def _lost(state: RolloutState, seen: Seen) -> str:
+    """Return why the rollout is lost whatever its checks say; empty while it is not."""
+    if seen.promoted:
+        return "" if state.phase == "finishing" else "the candidate was promoted by somebody else"
+    return {"failed": "the candidate has failed", "gone": "the candidate is gone"}.get(seen.health, "")
 
 
 def plan(state: RolloutState, policy: RolloutPolicy) -> tuple[Step, ...]:
@@ -104,7 +113,9 @@ def _starting(state: RolloutState, policy: RolloutPolicy, seen: Seen) -> Decisio
         return _shift(state, policy, 0, "the candidate is ready")
     if state.waited_s >= policy.max_start_s:
         return _roll_back(state, policy, f"the candidate was not ready within {policy.max_start_s:g} s", seen)
-    return Decision("wait", state, f"the candidate is not ready yet{_because(seen)}")
+    # What an earlier rollout has left, or somebody has set.
+    action: Action = "set_traffic" if state.stable and seen.exposed else "wait"
+    return Decision(action, state, f"the candidate is not ready yet{_because(seen)}")
 
 
 def _shift(state: RolloutState, policy: RolloutPolicy, index: int, why: str) -> Decision:
@@ -121,10 +132,9 @@ def _shift(state: RolloutState, policy: RolloutPolicy, index: int, why: str) -> 
     return Decision("set_traffic", state, f"to {step}: {why}", step.percent, step.mirror_percent)
 
 
-def _step(state: RolloutState, policy: RolloutPolicy, seen: Seen, passed_s: float) -> Decision:
-    criteria = _criteria(state, policy)
-    if failed := [c for c in criteria if isinstance(c, Finding) and c.verdict == "fail"]:
-        return _roll_back(state, policy, _sentences(failed))
+def _step(
+    state: RolloutState, policy: RolloutPolicy, seen: Seen, passed_s: float, criteria: tuple[Criterion, ...]
+) -> Decision:
     step = plan(state, policy)[state.step]
     if not (seen.has(step) and seen.settled and seen.health == "ready"):
         return _shifting(replace(state, phase="shifting", baked_s=0.0), policy, seen, step)
@@ -148,14 +158,14 @@ def _baking(state: RolloutState, policy: RolloutPolicy, criteria: tuple[Criterio
     baked = state.baked_s >= step.bake_s
     if baked and not unmet:
         return _go_on(state, policy, PASSED, f"all {len(criteria)} criteria are met at {step}")
-    if state.waited_s >= policy.max_wait_s and policy.on_unsure != "hold":
-        why = f"no clear answer within {policy.max_wait_s:g} s: {_sentences(unmet) or 'not baked'}"
-        beyond = any(isinstance(c, Finding) and c.beyond for c in unmet)
-        if policy.on_unsure == "advance" and baked and not beyond:
-            return _go_on(state, policy, ADVANCED, why)
-        return _roll_back(state, policy, why)
-    why = f"{step} since {state.baked_s:.0f} of {step.bake_s:.0f} s" + (f"; {_sentences(unmet)}" if unmet else "")
-    return Decision("wait", state, why, step.percent, step.mirror_percent)
+    held = f"{step} since {state.baked_s:.0f} of {step.bake_s:.0f} s" + (f"; {_sentences(unmet)}" if unmet else "")
+    if state.waited_s < policy.max_wait_s or policy.on_unsure == "hold":
+        return Decision("wait", state, held, step.percent, step.mirror_percent)
+    why = f"no clear answer within {policy.max_wait_s:g} s: {held}"
+    beyond = any(isinstance(c, Finding) and c.beyond for c in unmet)
+    if policy.on_unsure == "advance" and baked and not beyond:
+        return _go_on(state, policy, ADVANCED, why)
+    return _roll_back(state, policy, why)
 
 
 def _go_on(state: RolloutState, policy: RolloutPolicy, decision: str, why: str) -> Decision:
@@ -176,9 +186,9 @@ def _finish(state: RolloutState, policy: RolloutPolicy) -> Decision:
 
 def _finishing(state: RolloutState, policy: RolloutPolicy, seen: Seen) -> Decision:
     decision = _finish(state, policy)
-    reached = seen.promoted if decision.action == "promote" else not seen.exposed
     if not seen.settled:
         return replace(decision, action="wait")
+    reached = seen.promoted if decision.action == "promote" else not seen.exposed
     return _done(replace(state, phase="done"), seen) if reached else decision
 
 
@@ -221,13 +231,13 @@ def _criteria(state: RolloutState, policy: RolloutPolicy) -> tuple[Criterion, ..
 
 
 def _at_least(name: str, observed: int, least: int) -> Criterion:
-    return Criterion(name, observed >= least, observed, {"at_least": least}, rows=observed)
+    return Criterion(name, observed >= least, observed, {"at_least": least})
 
 
 def _record(state: RolloutState, policy: RolloutPolicy, decision: str, reason: str) -> Mapping[str, Any]:
     """Return the evidence of a step: like that of the gate, plain JSON without a clock or a path."""
     steps = plan(state, policy)
-    step = None if state.phase in ("starting", "finishing") else steps[state.step]
+    step = None if state.phase == "starting" else steps[state.step]
     versions = {"stable": state.stable, "candidate": state.candidate}
     body = {
         "kind": KIND,

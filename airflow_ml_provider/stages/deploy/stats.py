@@ -67,10 +67,10 @@ class Histogram:
         return cls(bounds, (0,) * (len(bounds) + 1))
 
     @classmethod
-    def from_cumulative(cls, buckets: Mapping[float, int]) -> Histogram:
+    def from_cumulative(cls, buckets: Mapping[float, float]) -> Histogram:
         """Return the histogram of Prometheus' buckets: each `le`, infinity included, to how many values it holds."""
         levels = sorted(buckets)
-        counts = [buckets[level] for level in levels]
+        counts = [int(buckets[level]) for level in levels]
         steps = [b - a for a, b in zip([0, *counts], counts)]
         return cls(tuple(level for level in levels if math.isfinite(level)), tuple(steps))
 
@@ -174,6 +174,14 @@ class Moments:
         """Return whether this cannot be a later reading of the same sums."""
         return self.count < earlier.count
 
+    def variance_beside(self, other: Moments) -> float:
+        """Return the variance of the mean, or what it would be if the numbers varied as those of both together.
+
+        The larger one: three hundred requests without one click say nothing of how clicks vary.
+        """
+        both = self + other
+        return max(self.variance, both.variance * both.count / self.count)
+
 
 @dataclass(frozen=True)
 class VersionStats:
@@ -216,10 +224,16 @@ class VersionStats:
 
     def restarted(self, earlier: VersionStats) -> bool:
         """Return whether the server has started anew since an earlier reading: a counter has fallen."""
-        counters = any(getattr(self, n) < getattr(earlier, n) for n in ("requests", "errors", "compared", "agreed"))
+        counters = any(now < before for now, before in zip(self._counters, earlier._counters))
         histograms = self.latency_s.restarted(earlier.latency_s) or self.scores.restarted(earlier.scores)
         sums = any(self.metrics.get(n, Moments()).restarted(m) for n, m in earlier.metrics.items())
         return counters or histograms or sums
+
+    @property
+    def _counters(self) -> tuple[int, ...]:
+        """Every number that only grows: those of the good ones, too."""
+        good, differ = self.requests - self.errors, self.compared - self.agreed
+        return good, self.errors, self.agreed, differ
 
     def _each(self, other: VersionStats, combine: Any) -> dict[str, Any]:
         names = [f.name for f in fields(self) if f.name != "metrics"]

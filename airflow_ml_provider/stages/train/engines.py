@@ -80,12 +80,15 @@ def train(spec: TrainSpec, info: RunInfo, ranks: Ranks) -> Optional[TrainResult]
             fitted = fit(training)
         model = native.of(fitted, len(pre.features))
         origin = replace(origin, environment=provenance.environment({*model.libraries, *_modules(spec)}))
-        manifest = package.write(folder, spec, rows, training, model, origin, tracker.tracked)
+        traces = sorted(package.traces(spec, info).glob("rank-*")) if spec.launch.profile_steps else []
+        manifest = package.write(folder, spec, rows, training, model, origin, tracker.tracked, traces)
         # The run ends before the package is in place: a kill in between has the retry do both again.
+        tracker.attach(traces, package.PROFILE)
         tracker.finish(manifest.metrics, {"airflow_ml.trained_until": manifest.trained_until.isoformat()})
         package.commit(folder)
         training.forget()
-        shutil.rmtree(package.beside(folder, "command"), ignore_errors=True)
+        for done_with in (package.beside(folder, "command"), package.traces(spec, info)):
+            shutil.rmtree(done_with, ignore_errors=True)
     return replace(package.result(folder, spec), resumed_from=training.resumed_from)
 
 
@@ -150,6 +153,7 @@ def _run_of(
         log=tracker.log,
         before_snapshot=tracker.flush,
         files=data.paths(spec.dataset),
+        traces=package.traces(spec, info),
     )
 
 

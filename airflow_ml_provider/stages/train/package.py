@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,12 @@ from airflow_ml_provider.models import Manifest
 from airflow_ml_provider.provenance import Provenance, RunInfo
 from airflow_ml_provider.stages.train import data, export, logic
 from airflow_ml_provider.stages.train.native import Native
+from airflow_ml_provider.stages.train.profile import SUFFIX
 from airflow_ml_provider.stages.train.run import Run
 from airflow_ml_provider.stages.train.spec import TrainResult, TrainSpec
 from airflow_ml_provider.stages.train.tracking import Tracked
 
-SNAPSHOTS, TRACKING, PERFORMANCE = "snapshots", "tracking.json", "performance.json"
+SNAPSHOTS, TRACKING, PERFORMANCE, PROFILE = "snapshots", "tracking.json", "performance.json", "profile"
 _SAMPLE = 1000
 
 
@@ -45,6 +46,11 @@ def snapshots(spec: TrainSpec, info: RunInfo) -> str:
 def beside(folder: Path, what: str) -> Path:
     """Return the hidden place beside a package's folder where something is put meanwhile."""
     return folder.parent / f".{folder.name}.{what}"
+
+
+def traces(spec: TrainSpec, info: RunInfo) -> Path:
+    """Return where all ranks of a training put their traces, until the package takes them."""
+    return beside(place(spec, info), PROFILE)
 
 
 @contextmanager
@@ -105,8 +111,12 @@ def write(
     native: Native,
     origin: Provenance,
     tracked: Optional[Tracked],
+    traces: Sequence[Path] = (),
 ) -> Manifest:
     """Put the package of a fitted model in the place of whatever is in `folder`; return its manifest.
+
+    Parameters:
+        traces: files of `launch.profile_steps`.
 
     Raises:
         DataError: the ONNX export does not score as the model does.
@@ -127,6 +137,9 @@ def write(
     if run.performance:
         # Not in the manifest: the same model is made at another speed.
         (aside / PERFORMANCE).write_text(json.dumps(run.performance, indent=1), encoding="utf-8")
+    for trace in traces:
+        (aside / PROFILE).mkdir(exist_ok=True)
+        shutil.copyfile(trace, aside / PROFILE / trace.name)
     _write_rows(aside, spec, run, scores)
     _write_reference(aside, spec, rows)
     manifest = Manifest(
@@ -154,9 +167,10 @@ def write(
 def commit(folder: Path) -> None:
     """Put the written package in place, in a step that a kill cannot halve; snapshots are done with."""
     aside, old = beside(folder, "new"), beside(folder, "old")
-    for path in aside.iterdir():
-        with open(path, "rb") as handle:
-            os.fsync(handle.fileno())
+    for path in aside.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
@@ -187,7 +201,8 @@ def result(folder: Path, spec: TrainSpec) -> TrainResult:
 
 def _links(folder: Path) -> Mapping[str, str]:
     link = _json(folder / TRACKING).get("link")
-    return {"mlflow": link} if link else {}
+    trace = folder / PROFILE / f"rank-0{SUFFIX}"
+    return {**({"mlflow": link} if link else {}), **({"profile": str(trace)} if trace.is_file() else {})}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def autocast(where: Any, precision: Precision) -> Any:
 @contextmanager
 def accumulating(model: Any, more: bool) -> Iterator[None]:
     """Add up gradients on this rank alone while `more` micro batches follow; the last one adds them up over all."""
-    if hasattr(model, "set_requires_gradient_sync"):
+    if hasattr(model, "zero_optimization_stage"):
+        yield  # DeepSpeed counts micro batches itself
+    elif hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(not more)
         yield
     elif more and hasattr(model, "no_sync"):

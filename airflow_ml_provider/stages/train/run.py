@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
+from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.stages.train import parallel
 from airflow_ml_provider.stages.train.parallel import Policy, Precision
 from airflow_ml_provider.stages.train.preprocess import Preprocessor
+from airflow_ml_provider.stages.train.profile import SUFFIX, WARM_UP, Profile
 from airflow_ml_provider.stages.train.snapshots import Snapshots
 from airflow_ml_provider.stages.train.spec import Launch
 from airflow_ml_provider.stages.train.stopping import Stopping
@@ -67,7 +69,7 @@ class Run:
         rank: which of the processes this is, from 0.
         world_size: how many processes train together.
         resumed_from: step of the snapshot that training went on from.
-        performance: the last figures of a trainer's meter.
+        performance: the last figures of a trainer's meter, and `communication_share` of a profile.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Run:
         log: Callable[[str, float, Optional[int]], None],
         before_snapshot: Callable[[], None],
         files: Sequence[Union[str, Path]] = (),
+        traces: Union[str, Path] = "profile",
     ) -> None:
         self.train: Part = train
         self.validation: Part = validation
@@ -98,6 +101,8 @@ class Run:
         self._snapshots = snapshots
         self._log = log
         self._before_snapshot = before_snapshot
+        self._traces = Path(traces)
+        self._profile: Optional[Profile] = None
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -173,7 +178,7 @@ class Run:
 
     def parallel(
         self, module: Any, *, shard: Optional[Policy] = None, precision: Precision = "fp32",
-        checkpoint: Optional[Policy] = None,
+        checkpoint: Optional[Policy] = None, deepspeed: Optional[Mapping[str, Any]] = None,
     ) -> Any:  # fmt: skip
         """Return a torch module as all ranks train it together; make its optimiser afterwards.
 
@@ -182,26 +187,43 @@ class Run:
                 tuple of classes or a function of a module. None replicates it (DDP). One rank alone does neither.
             precision: with `bf16` a sharded module computes in bfloat16 and adds up gradients in float32.
             checkpoint: which submodules compute their activations again instead of keeping them.
+            deepspeed: DeepSpeed's own configuration; it then trains the module, with an optimiser, a schedule and a
+                precision of its configuration.
         """
         parallel.check_precision(precision)
         if checkpoint is not None:
             parallel.recompute(module, checkpoint)
+        if deepspeed is not None:
+            if shard is not None or precision != "fp32":
+                raise SpecError(
+                    "deepspeed shards by its zero_optimization and computes by its bf16 or fp16: say it there"
+                )
+            from airflow_ml_provider.stages.train.deepspeed import initialize
+
+            return initialize(module, deepspeed, on_gpu=self.device.type == "cuda")
         if self.world_size == 1:
             return module
         return parallel.replicate(module) if shard is None else parallel.shard(module, shard, self.mesh, precision)
 
-    def trainer(self, model: Any, optimizer: Any, scheduler: Optional[Any] = None, **settings: Any) -> Trainer:
+    def trainer(
+        self, model: Any, optimizer: Optional[Any] = None, scheduler: Optional[Any] = None, **settings: Any
+    ) -> Trainer:
         """Return what does the steps: micro batches, precision, clipping, optimiser, scheduler, figures, snapshots.
 
         Parameters:
             model: of `parallel`.
-            optimizer: of the model's parameters.
+            optimizer: of the model's parameters; none where DeepSpeed has one.
             scheduler: of the optimiser; it goes on with every step.
             settings: `precision` (`fp32`, `bf16`, `fp16` with a scaler), `clip` (most norm of the gradients),
                 `accumulate` (micro batches per batch, 1), `log_every` (steps between figures, 50).
         """
+        from airflow_ml_provider.stages.train.deepspeed import DeepSpeedTrainer, is_engine
         from airflow_ml_provider.stages.train.trainer import Trainer
 
+        if is_engine(model):
+            if optimizer is not None or scheduler is not None or settings.keys() - {"log_every"}:
+                raise SpecError("optimizer, scheduler and all settings but log_every are in DeepSpeed's configuration")
+            return DeepSpeedTrainer(self, model, **settings)
         return Trainer(self, model, optimizer, scheduler, **settings)
 
     def snapshot(self, step: int, **state: Any) -> None:
@@ -240,6 +262,21 @@ class Run:
         stop = self._stopping.due(step)
         return stop or (every > 0 and step % every == 0)
 
+    def stepped(self, step: int) -> None:
+        """Count a step for the profile of `launch.profile_steps`; every rank must call it after every step.
+
+        A trainer does it. With the last one that is recorded the share of communication is logged, the mean of all
+        ranks.
+        """
+        steps = self.launch.profile_steps
+        if self._profile is None and steps:
+            path = self._traces / f"rank-{self.rank}{SUFFIX}"
+            self._profile = Profile(path, steps, on_gpu=self.device.type == "cuda")
+        share = self._profile.step() if self._profile else None
+        if share is not None:
+            self.performance["communication_share"] = self.sum(share) / self.world_size
+            self.log("performance/communication_share", self.performance["communication_share"], step)
+
     def forget(self) -> None:
         """Remove all snapshots: the package is in place."""
         self._snapshots.clear()
@@ -251,6 +288,11 @@ class Run:
             OSError: it could not be written; when the training has `failed` anyway, that is only logged.
         """
         self._stopping.close()
+        if self._profile:
+            self._profile.close()
+        if self.launch.profile_steps and not (failed or (self._profile and self._profile.done)):
+            least = WARM_UP + self.launch.profile_steps
+            log.warning("there is no profile: it takes %d steps, of `run.trainer` or told to `run.stepped`", least)
         try:
             self._snapshots.finish()
         except Exception as error:

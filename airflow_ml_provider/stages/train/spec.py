@@ -49,6 +49,8 @@ class Launch:
         after_clear: a cleared task goes on from snapshots and package of before (`resume`), or does not use them and
             begins anew (`fresh`); its own retries resume either way.
         price_per_hour: what one rank costs in an hour, in any currency, for the cost of a million samples.
+        profile_steps: how many steps of every rank torch.profiler records, once, after a warm-up of three; 0 records
+            none, and costs nothing.
     """
 
     processes: int = 1
@@ -59,15 +61,17 @@ class Launch:
     snapshots: Optional[str] = None
     after_clear: AfterClear = "resume"
     price_per_hour: Optional[float] = None
+    profile_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.after_clear not in get_args(AfterClear):
             raise unknown_name("launch.after_clear", str(self.after_clear), get_args(AfterClear))
         if self.price_per_hour is not None and self.price_per_hour < 0:
             raise invalid("launch.price_per_hour", self.price_per_hour, "0 or more")
-        for name, least in (("processes", 1), ("max_restarts", 0), ("snapshot_every", 0), ("keep", 1)):
-            if getattr(self, name) < least:
-                raise invalid(f"launch.{name}", getattr(self, name), f"at least {least}")
+        least = {"processes": 1, "max_restarts": 0, "snapshot_every": 0, "keep": 1, "profile_steps": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise invalid(f"launch.{name}", getattr(self, name), f"at least {number}")
         if not _NODES.match(str(self.nodes)) or not 1 <= self.span[0] <= self.span[1]:
             raise invalid("launch.nodes", self.nodes, "a number of 1 or more, or FEWEST:MOST such as '1:4'")
 
@@ -166,6 +170,8 @@ class TrainSpec(Spec):
         for name, most in (("processes", self.launch.processes), ("nodes", self.launch.span[1])):
             if most > 1 and self.engine not in ("torch", "function", "command"):
                 raise invalid(f"launch.{name}", getattr(self.launch, name), f"1 for engine {self.engine!r}")
+        if self.launch.profile_steps and self.engine not in ("torch", "function"):
+            raise invalid("launch.profile_steps", self.launch.profile_steps, f"0 for engine {self.engine!r}")
 
     @property
     def nodes(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 @contextmanager
 def training(
     snapshots: str, *, recipe: Any = None, seed: int = 0, launch: Optional[Launch] = None,
-    files: Sequence[Union[str, Path]] = (),
+    files: Sequence[Union[str, Path]] = (), traces: Union[str, Path] = "profile",
 ) -> Iterator[Run]:  # fmt: skip
     """Give a `run` without rows: joins the ranks that torchrun has started, and ends well with the last snapshot.
 
@@ -32,6 +32,7 @@ def training(
         seed: seed of everything random.
         launch: how often snapshots are taken, and how many ranks there are when none is missing.
         files: Parquet files for `run.reader`.
+        traces: folder for the traces of `launch.profile_steps`.
     """
     from torch import distributed
 
@@ -44,7 +45,7 @@ def training(
     )  # fmt: skip
     run = Run(
         train=None, validation=None, params={}, launch=launch, seed=seed, ranks=ranks, snapshots=kept,
-        log=_log, before_snapshot=lambda: None, files=files,
+        log=_log, before_snapshot=lambda: None, files=files, traces=traces,
     )  # fmt: skip
     try:
         yield run

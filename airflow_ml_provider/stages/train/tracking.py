@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from airflow_ml_provider import codec
@@ -53,6 +54,9 @@ class Tracker:
     def flush(self, *, must: bool = False) -> None:
         """Send what was recorded; a server that is away is an error only if it `must` be sent."""
 
+    def attach(self, files: Iterable[Path], folder: str) -> None:
+        """Keep files as artefacts of the run, in a folder of it."""
+
     def finish(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Send everything and end the run well."""
 
@@ -88,6 +92,11 @@ class MlflowTracker(Tracker):
             if must:
                 raise
             log.warning("measurements are kept back until the tracking server answers: %s", error)
+
+    def attach(self, files: Iterable[Path], folder: str) -> None:
+        with _server.errors(self._uri):
+            for file in files:
+                self._client.log_artifact(self.tracked.run_id, str(file), folder)
 
     def finish(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         for name, value in metrics.items():

@@ -54,9 +54,7 @@ class Trainer:
         began = time.perf_counter()
         self.model.train()
         rows = _rows(batch)
-        # The same on all ranks, whatever rows each has: FSDP2 gathers parameters in every one.
-        parts = self.micro_steps if self.run.world_size > 1 else min(self.micro_steps, rows)
-        share, loss = self._weight(rows), None
+        parts, share, loss = self._count(rows), self._weight(rows), None
         for i in range(parts):
             first, last = rows * i // parts, rows * (i + 1) // parts
             weight = (last - first) / rows
@@ -75,6 +73,8 @@ class Trainer:
         self.steps += 1
         found = float(loss.item()) if loss is not None else 0.0
         self.meter.add(rows, busy, time.perf_counter())
+        if self.run.launch.profile_steps:
+            self.run.stepped(self.steps)
         if self.steps % self._log_every == 0:
             self.report()
         return found
@@ -107,6 +107,10 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def _count(self, rows: int) -> int:
+        """Return the number of micro batches: the same on all ranks, as FSDP2 gathers parameters in every one."""
+        return self.micro_steps if self.run.world_size > 1 else min(self.micro_steps, rows)
 
     def _weight(self, rows: int) -> float:
         """Return what this rank's mean counts: ranks are averaged, also where some have more rows than others."""

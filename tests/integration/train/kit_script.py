@@ -25,6 +25,7 @@ parser.add_argument("--rows", type=int, default=18, help="per batch, of all rank
 parser.add_argument("--shard", action="store_true")
 parser.add_argument("--precision", default="fp32")
 parser.add_argument("--term", type=int, nargs=2, default=(-1, -1), help="rank and step of a SIGTERM")
+parser.add_argument("--profile", type=int, default=0, help="steps that are profiled")
 parser.add_argument("--out", type=Path)
 args = parser.parse_args()
 torch.use_deterministic_algorithms(True)
@@ -34,8 +35,9 @@ def loss(model, batch):
     return torch.nn.functional.mse_loss(model(batch[0]).squeeze(1), batch[1])
 
 
-launch = Launch(processes=args.ranks, snapshot_every=args.every)
-with training(f"file://{args.folder}", recipe="kit", launch=launch) as run:
+launch = Launch(processes=args.ranks, snapshot_every=args.every, profile_steps=args.profile)
+traces = args.folder.with_name("traces")
+with training(f"file://{args.folder}", recipe="kit", launch=launch, traces=traces) as run:
     torch.manual_seed(5)
     x = torch.randn(64, 8)
     y = x.sum(1)
@@ -54,7 +56,8 @@ with training(f"file://{args.folder}", recipe="kit", launch=launch) as run:
         trainer.keep()
         if args.term[0] >= 0:
             time.sleep(0.01)
-    figures = trainer.report()
+    trainer.report()
+    figures = run.performance
     weights = [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in net.parameters()]
     digest = hashlib.sha256(b"".join(w.detach().contiguous().numpy().tobytes() for w in weights)).hexdigest()
     if run.rank == 0 and args.out:

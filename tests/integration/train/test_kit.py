@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from airflow_ml_provider.stages.train.profile import communication_share
+
 pytest.importorskip("torch")
 
 SCRIPT = Path(__file__).parent / "kit_script.py"
@@ -90,6 +92,22 @@ def test_uneven_shares_do_not_hang(train, shard):
     assert three, done.stderr
     done, alone = train(*odd, world=1, folder="alone")
     assert three["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_profile_of_every_rank(train, undisturbed, tmp_path, more):
+    whole = undisturbed(train, *more)
+    done, profiled = train(*more, "--profile", "4")
+    assert profiled, done.stderr
+    assert profiled["digest"] == whole["digest"]
+    shares = []
+    for rank in (0, 1):
+        events = json.loads((tmp_path / "traces" / f"rank-{rank}.pt.trace.json").read_text())["traceEvents"]
+        assert sum(event["name"].startswith("ProfilerStep#") for event in events) == 4
+        assert any(event["name"] == "gloo:all_reduce" for event in events)
+        shares.append(communication_share(events))
+    assert 0 < min(shares) <= max(shares) < 1
+    assert profiled["figures"]["communication_share"] == pytest.approx(sum(shares) / 2)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -137,6 +137,27 @@ class TestRetry:
         assert run.data.tags["airflow_ml.changed_params"] == '{"params.num_leaves": "5"}'
 
 
+class TestProfile:
+    def test_traces_of_two_ranks(self, spec, tracking_uri):
+        pytest.importorskip("torch")
+        params = {"epochs": 1, "batch_size": 256, "hidden": [8]}
+        launch = Launch(processes=2, profile_steps=3)
+        found = stages.run(spec(engine="torch", experiment="profiled", params=params, launch=launch), INFO)
+        folder = Path(found.model.uri)
+        traces = sorted((folder / "profile").iterdir())
+        assert [path.name for path in traces] == ["rank-0.pt.trace.json", "rank-1.pt.trace.json"]
+        assert found.links["profile"] == str(traces[0])
+        assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == [f".{folder.name}.lock"]
+        (run,) = runs(tracking_uri, "profiled")
+        client = MlflowClient(tracking_uri)
+        assert [item.path for item in client.list_artifacts(run.info.run_id, "profile")] == [
+            f"profile/{path.name}" for path in traces
+        ]
+        (share,) = client.get_metric_history(run.info.run_id, "performance/communication_share")
+        assert (share.step, share.value) == (6, found.performance["communication_share"])
+        assert 0 < share.value < 1
+
+
 class TestServer:
     @pytest.fixture(autouse=True)
     def address(self, mlflow_server, monkeypatch):
@@ -164,11 +185,13 @@ class TestServer:
         with pytest.raises(Conflict, match="experiment 'gone' is deleted; restore it"):
             train(experiment="gone")
 
-    def test_killed_in_the_middle(self, spec, mlflow_server, tmp_path):
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_killed_in_the_middle(self, spec, mlflow_server, tmp_path, ranks):
         """`kill -9` of a torch training; the retry continues the run, and every epoch stands in it once."""
         pytest.importorskip("torch")
+        experiment = f"killed-{ranks}"
         torch_spec = spec(
-            engine="torch", experiment="killed", launch=Launch(snapshot_every=5),
+            engine="torch", experiment=experiment, launch=Launch(processes=ranks, snapshot_every=5),
             params={"epochs": 6, "batch_size": 256, "hidden": [8], "patience": 99},
         )  # fmt: skip
         call, result = tmp_path / "call.json", tmp_path / "result.json"
@@ -184,10 +207,10 @@ class TestServer:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        (running,) = runs(mlflow_server, "killed")
+        (running,) = runs(mlflow_server, experiment)
         assert running.info.status == "RUNNING"
         found = stages.run(torch_spec, INFO)
-        (finished,) = runs(mlflow_server, "killed")
+        (finished,) = runs(mlflow_server, experiment)
         assert finished.info.run_id == running.info.run_id == found.model.run_id
         assert finished.info.status == "FINISHED"
         assert found.resumed_from >= 60

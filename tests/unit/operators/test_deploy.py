@@ -249,6 +249,14 @@ class TestRollout:
         with pytest.raises(AirflowFailException, match="deploy its first version with DeployOperator"):
             run(rollout(1, tmp_path))
 
+    def test_a_check_that_nothing_counts_is_refused_before_anything_is_deployed(self, place, tmp_path):
+        run(deploy(1))
+        task = rollout(2, tmp_path, policy=RolloutPolicy())
+        task.place = {"kserve": {"metrics": "triton"}}
+        with pytest.raises(AirflowFailException, match="nothing in Prometheus tells latency, which the policy checks"):
+            run(task)
+        assert place.look("flights").wanted == Service("flights", version(1))
+
     def test_the_server_is_that_of_the_stable_version_unless_told(self, place, clock, tmp_path):
         run(deploy(1, server={"max_batch": 8}))
         deferred_of(rollout(2, tmp_path), run_id="r2")

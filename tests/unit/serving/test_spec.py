@@ -29,6 +29,8 @@ def test_nothing_wanted_is_a_state() -> None:
     ("changes", "says"),
     [
         ({"digest": "sha256:1"}, "digest must be sha256: and 64 hexadecimal digits, got 'sha256:1'"),
+        ({"package": "models/1"}, "package must be an absolute path or a file:// URI, got 'models/1'"),
+        ({"package": "s3://models/1"}, "location must be a path or a file:// URI"),
         ({"percent": 101}, r"percent must be in \[0, 100\], got 101"),
         ({"percent": float("nan")}, r"percent must be in \[0, 100\], got nan"),
         ({"mirror": -1}, r"mirror must be in \[0, 100\], got -1"),

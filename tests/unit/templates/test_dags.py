@@ -10,8 +10,17 @@ import pytest
 from airflow.sdk import AssetOrTimeSchedule
 
 from airflow_ml_provider import codec
+from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.runtime import InProcess, Pod
-from airflow_ml_provider.templates import load_config, maintenance_dag, rollback_dag, scoring_dag, training_dag
+from airflow_ml_provider.templates import (
+    load_config,
+    maintenance_dag,
+    rollback_dag,
+    rollout_dag,
+    scoring_dag,
+    training_dag,
+)
+from airflow_ml_provider.templates.config import Serving
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -129,3 +138,25 @@ def test_maintenance_can_be_told_to_remove():
     assert dag.params["delete"] is True
     task = dag.get_task("reap")
     assert (task.namespace, task.older_than_min) == ("ml", 60)
+
+
+def test_champions_are_rolled_out_when_one_was_promoted(config):
+    place = {"local": {"root": "/services"}}
+    served = replace(config, serving=Serving(place, policy={"bake_s": 60}, server={"max_batch": 8}, on_refusal="skip"))
+    dag = rollout_dag(served)
+    promote = training_dag(served, "promoting").get_task("decide.promote")
+    (asset,) = promote.outlets
+    assert [one.name for one in dag.timetable.asset_condition.objects] == [asset.name]
+    for model in served.models:
+        deploy, rollout = dag.get_task(f"{model}.deploy"), dag.get_task(f"{model}.rollout")
+        assert deploy.existing == "keep"
+        assert deploy.downstream_task_ids == {rollout.task_id}
+        assert {deploy.service, rollout.service} == {model.lower().replace("_", "-")}
+        assert (rollout.place, rollout.policy, rollout.on_refusal) == (place, {"bake_s": 60}, "skip")
+
+
+def test_who_serves_nothing_rolls_out_nothing(config):
+    with pytest.raises(SpecError, match="has no serving: add where its champions shall answer requests"):
+        rollout_dag(replace(config, serving=None))
+    with pytest.raises(SpecError, match="place must be"):
+        Serving({"heroku": {}})

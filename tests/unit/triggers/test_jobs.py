@@ -100,7 +100,7 @@ def trigger(**changes):
 
 
 def test_it_is_made_again_as_it_was():
-    path, arguments = trigger(incidents=2, deadline=1.5, logged="2026-01-01T00:00:00Z").serialize()
+    path, arguments = trigger(incidents=2, deadline=1.5).serialize()
     assert path == "airflow_ml_provider.triggers.jobs.JobTrigger"
     assert JobTrigger(**arguments).serialize() == (path, arguments)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from airflow_ml_provider.triggers.pods import PodsTrigger, log_lines, nanoseconds, new_lines
 
@@ -48,7 +48,7 @@ def test_the_task_s_time_may_be_over():
 
 
 def test_it_is_made_again_as_it_was():
-    path, arguments = trigger(logged="2026-01-01T00:00:00Z", deadline=1.5).serialize()
+    path, arguments = trigger(deadline=1.5).serialize()
     assert path == "airflow_ml_provider.triggers.pods.PodsTrigger"
     assert PodsTrigger(**arguments).serialize() == (path, arguments)
 
@@ -74,11 +74,14 @@ def test_times(stamp, found):
     assert nanoseconds(stamp) == found
 
 
-def test_a_line_is_logged_at_the_level_that_it_names(caplog):
-    caplog.set_level(logging.DEBUG)
-    lines = [("t1", "WARNING\ta.b\tlook"), ("t2", "plain"), ("t3", "tab\tseparated")]
-    assert log_lines(logging.getLogger("x"), lines, "t0") == "t3"
-    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-        ("WARNING", "a.b\tlook"), ("INFO", "plain"), ("INFO", "tab\tseparated"),
-    ]  # fmt: skip
-    assert log_lines(logging.getLogger("x"), [], "t0") == "t0"
+def test_a_line_is_logged_with_its_time_and_at_the_level_that_it_names():
+    stamps = [f"1970-01-01T01:00:0{n}.123456789+01:00" for n in range(3)]
+    with capture_logs() as logged:
+        lines = zip(stamps, ["WARNING\ta.b\tlook", "100 % plain", "tab\tseparated"], strict=True)
+        assert log_lines(list(lines), "t0") == stamps[-1]
+    assert logged == [
+        {"log_level": "warning", "event": "a.b\tlook", "timestamp": "1970-01-01T00:00:00.123456+00:00"},
+        {"log_level": "info", "event": "100 % plain", "timestamp": "1970-01-01T00:00:01.123456+00:00"},
+        {"log_level": "info", "event": "tab\tseparated", "timestamp": "1970-01-01T00:00:02.123456+00:00"},
+    ]
+    assert log_lines([], "t0") == "t0"

@@ -8,6 +8,7 @@ import pytest
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import DataError, SpecError
+from airflow_ml_provider.stages.deploy.analysis import Windows, judge
 from airflow_ml_provider.stages.deploy.policy import Agreement, ErrorRate, Latency, RolloutPolicy
 from airflow_ml_provider.stages.deploy.rollout import ADVANCED, advance, begin
 from airflow_ml_provider.stages.deploy.state import RolloutState, Seen
@@ -73,7 +74,7 @@ def test_the_evidence_of_a_step_is_of_the_gates_kind():
     assert record["policy"] == {"digest": codec.digest(QUICK), "body": codec.encode(QUICK)}
     assert record["criteria"][0] == {
         "name": "requests", "passed": True, "observed": 400, "threshold": {"at_least": 100}, "interval": None,
-        "rows": 400, "note": "",
+        "rows": None, "note": "",
     }  # fmt: skip
     rate = record["criteria"][1]
     assert (rate["name"], rate["verdict"], rate["rows"], rate["stable_rows"]) == (
@@ -119,6 +120,46 @@ def test_a_candidate_that_dies_before_it_is_seen_promoted_is_rolled_back_later_n
     dead = replace(rollout.seen, health="failed")
     assert advance(rollout.state, QUICK, dead, rollout.now).action == "roll_back"
     assert advance(rollout.state, QUICK, replace(dead, promoted=True), rollout.now).action == "done"
+
+
+def test_promotion_is_repeated_until_it_is_seen():
+    rollout = Rollout()
+    rollout.looks(1, 1, 60, 1, requests=100)
+    assert rollout.looks(60, 1, obey=False, requests=100) == [("promote", 100), ("promote", 100)]
+    assert rollout.look(1, obey=False, generation=2, observed_generation=1).action == "wait"
+    assert rollout.look(1, observed_generation=2).action == "promote"
+    assert rollout.look(1).action == "done"
+
+
+def test_alpha_is_shared_among_the_steps():
+    rollout = Rollout()
+    rollout.looks(1, 1, 60, requests=200)
+    window = rollout.state.evidence[0]["criteria"][1]
+    alone = Windows(VersionStats(4000), VersionStats(400), QUICK.alpha / 2, QUICK.min_samples)
+    assert window["interval"] == list(judge(QUICK.checks, alone)[0].interval)
+
+
+def test_checks_go_on_until_the_candidate_is_seen_promoted():
+    rollout = Rollout()
+    rollout.looks(1, 1, 60, 1, requests=100)
+    assert rollout.look(60, requests=100, obey=False).action == "promote"
+    assert rollout.look(1, requests=100, errors=50).action == "roll_back"
+
+
+def test_what_somebody_else_promotes_is_taken_back():
+    rollout = Rollout()
+    rollout.looks(1, 1, requests=100)
+    decision = rollout.look(1, promoted=True)
+    assert (decision.action, decision.reason) == ("roll_back", "the candidate was promoted by somebody else")
+    assert rollout.look(1).action == "roll_back"
+    assert rollout.look(1, promoted=False).action == "failed"
+
+
+def test_traffic_that_was_there_before_is_taken_away_until_the_candidate_is_ready():
+    rollout = Rollout(health="pending")
+    assert rollout.look(1, percent=50.0).action == "set_traffic"
+    assert rollout.seen.percent == 0
+    assert rollout.look(1).action == "wait"
 
 
 def test_nothing_gives_traffic_back_after_a_roll_back():
@@ -204,6 +245,16 @@ def test_numbers_beyond_the_threshold_by_chance_or_not(on_unsure, action):
     assert "error_rate.increase is 0.01 [" in decision.reason
 
 
+@pytest.mark.parametrize("on_unsure", ["rollback", "advance"])
+def test_a_step_that_began_too_late_is_not_gone_on_from(on_unsure):
+    rollout = Rollout(replace(QUICK, on_unsure=on_unsure))
+    rollout.look(1, obey=False)
+    rollout.look(280, percent=10.0, requests=100)
+    decision = rollout.look(20, requests=100)
+    assert decision.action == "roll_back"
+    assert decision.reason == "no clear answer within 300 s: 10 % since 20 of 60 s"
+
+
 def test_more_requests_may_acquit():
     rollout = Rollout()
     rollout.look(1)
@@ -258,7 +309,7 @@ class TestBlueGreen:
         assert rollout.look(1).action == "set_traffic"
         rollout.count("stable", 99)
         rollout.count("candidate", 5)
-        assert rollout.look(1).reason == "0 % since 0 of 0 s; requests.stable is 99 on 99 rows and must be at least 100"
+        assert rollout.look(1).reason == "0 % since 0 of 0 s; requests.stable is 99 and must be at least 100"
         rollout.count("stable", 1)
         decision = rollout.look(1)
         assert (decision.action, decision.percent) == ("set_traffic", 100)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from airflow_ml_provider.exceptions import SpecError
+from airflow_ml_provider.exceptions import MissingLibrary, SpecError
 from airflow_ml_provider.stages.train.spec import Launch
 from airflow_ml_provider.stages.train.standalone import training
 from airflow_ml_provider.stages.train.trainer import Trainer
@@ -77,6 +78,20 @@ class TestUnevenShares:
         weights, calls, _ = learnt(run, rows(2), accumulate=5)
         assert calls == 5
         torch.testing.assert_close(weights, learnt(alone, rows(2))[0])
+
+
+class TestDeepSpeed:
+    CONFIG: ClassVar[dict[str, object]] = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}
+
+    def test_is_not_there(self, alone, monkeypatch):
+        monkeypatch.setattr("airflow_ml_provider.stages.train.deepspeed.find_spec", lambda name: None)
+        with pytest.raises(MissingLibrary, match=r"lacks deepspeed; run: .* -m pip install deepspeed"):
+            alone.parallel(torch.nn.Linear(1, 1), deepspeed=self.CONFIG)
+
+    @pytest.mark.parametrize("more", [{"shard": torch.nn.Linear}, {"precision": "bf16"}])
+    def test_does_not_go_with_the_kit_s_own_ways(self, alone, more):
+        with pytest.raises(SpecError, match="deepspeed shards by its zero_optimization"):
+            alone.parallel(torch.nn.Linear(1, 1), deepspeed=self.CONFIG, **more)
 
 
 def test_goes_on_at_the_same_step_with_scheduler_and_scaler(tmp_path):

@@ -1,0 +1,98 @@
+"""Whole rollouts under 200 simulated requests a second, looked at every ten seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_ml_provider.stages.deploy.policy import (
+    Agreement,
+    Business,
+    ErrorRate,
+    Latency,
+    RolloutPolicy,
+    ScoreShift,
+)
+
+POLICY = RolloutPolicy(checks=(ErrorRate(), Latency(), ScoreShift()))
+SEEDS = 20
+
+
+def test_a_good_model_gets_all_the_traffic(simulation):
+    ended = simulation.run(POLICY, simulation.model(), seed=1)
+    assert (ended.action, ended.highest) == ("done", 100)
+    assert [record["decision"] for record in ended.state.evidence] == ["passed"] * 5
+    assert ended.seconds == pytest.approx(5 * POLICY.bake_s, rel=0.05)
+    assert ended.bad_share < 0.002
+
+
+def test_a_better_model_too(simulation):
+    ended = simulation.run(POLICY, simulation.model(errors=0.0001, median_s=0.02), seed=1, every_s=30.0)
+    assert ended.action == "done"
+
+
+@pytest.mark.parametrize(
+    ("bad", "finding"),
+    [
+        ({"errors": 0.02}, "error_rate.increase"),
+        ({"median_s": 0.06}, "latency.p99.ratio"),
+        ({"score": 1.0}, "scores.psi"),
+    ],
+    ids=["2 % errors", "doubled p99", "shifted scores"],
+)
+def test_a_bad_model_never_gets_more_than_the_first_step(simulation, bad, finding):
+    """Against 0.1 % of errors; 19 of 20 are found out within two bake periods, and all before the step runs out."""
+    ended = [simulation.run(POLICY, simulation.model(**bad), seed=seed) for seed in range(SEEDS)]
+    assert {e.action for e in ended} == {"failed"}
+    assert {e.highest for e in ended} == {1}
+    assert all(finding in e.reason for e in ended)
+    assert max(e.bad_share for e in ended) < 0.005
+    assert sum(e.seconds <= 2 * POLICY.bake_s for e in ended) >= SEEDS - 1
+    assert max(e.seconds for e in ended) < POLICY.max_wait_s
+
+
+def test_a_blatantly_bad_model_is_found_out_within_tens_of_requests(simulation):
+    for seed in range(SEEDS):
+        ended = simulation.run(POLICY, simulation.model(errors=0.5), seed=seed, every_s=1.0)
+        assert ended.action == "failed"
+        assert ended.candidate_requests < 60
+
+
+def test_a_canary_that_starts_with_all_traffic_is_flipped_back_at_once(simulation):
+    policy = RolloutPolicy(strategy="blue_green", checks=(ErrorRate(), Latency()))
+    ended = simulation.run(policy, simulation.model(errors=0.5), seed=1, every_s=1.0)
+    assert (ended.action, ended.highest) == ("failed", 100)
+    assert ended.candidate_requests < 500  # two looks
+    ended = simulation.run(policy, simulation.model(), seed=1)
+    assert ended.action == "done"
+
+
+def test_nobody_sees_a_shadow_fail(simulation):
+    policy = RolloutPolicy(strategy="shadow", checks=(ErrorRate(), Latency(), Agreement()))
+    ended = simulation.run(policy, simulation.model(errors=0.5), seed=1, every_s=1.0)
+    assert (ended.action, ended.highest) == ("failed", 0)
+    assert ended.bad_share < 0.002
+    ended = simulation.run(policy, simulation.model(), seed=1)
+    assert (ended.action, ended.highest) == ("done", 0)
+
+
+def test_a_model_that_earns_less_is_rolled_back(simulation):
+    policy = RolloutPolicy(checks=(ErrorRate(), Business("clicks", 0.9)))
+    ended = simulation.run(policy, simulation.model(clicks=0.07), seed=1)
+    assert ended.action == "failed"
+    assert "business.clicks.ratio" in ended.reason
+
+
+def test_little_traffic_is_no_licence(simulation):
+    """One request a second: the first step would take 300 of them to 1 %, which is eight hours."""
+    ended = simulation.run(POLICY, simulation.model(), seed=1, rate=1.0, every_s=60.0)
+    assert (ended.action, ended.highest) == ("failed", 1)
+    assert ended.reason.startswith("no clear answer within 3600 s: 1 % since 3540 of 600 s; requests is 45 and must")
+    patient = RolloutPolicy(steps=(20.0, 100.0), max_wait_s=7200.0)
+    assert simulation.run(patient, simulation.model(), seed=1, rate=1.0, every_s=60.0).action == "done"
+
+
+def test_equal_models_are_hardly_ever_rolled_back(simulation):
+    """An A/A rollout: 60 of them, with 60 looks each. The policy promises 5 %."""
+    policy = RolloutPolicy(bake_s=120.0, checks=POLICY.checks)
+    ended = [simulation.run(policy, simulation.model(), seed=100 + seed) for seed in range(60)]
+    assert sum(e.action == "failed" for e in ended) / 60 <= policy.alpha
