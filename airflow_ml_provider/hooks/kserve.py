@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MODES = {"": "", "standard": "Standard", "serverless": "Knative"}
 _SELECTOR = f"{GROUP}/inferenceservice"  # KServe's label on all that it makes of one
 _CONFIG, _PROBE = "inferenceservice-config", "airflow-ml-probe"
-_NO_ENDPOINT = 503
+_NOBODY = (NOT_FOUND, 503)  # no Service, or no pod behind it, yet
 _TRIES = 5  # KServe writes the status meanwhile
 
 
@@ -354,7 +354,7 @@ def _told(name: str) -> Iterator[None]:
         yield
     except ApiException as error:
         body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else str(error.body or "")
-        if '"kind":"Status"' in body.replace(" ", "") and error.status != _NO_ENDPOINT:
+        if '"kind":"Status"' in body.replace(" ", "") and error.status not in _NOBODY:
             raise
         raise inference.refusal(name, error.status or 0, body) from error
 

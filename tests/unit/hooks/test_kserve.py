@@ -86,6 +86,7 @@ def test_refused_by_a_webhook_is_not_about_rights(message: str, told: str) -> No
         (400, b'{"error": "unexpected input"}', DataError),
         (500, '{"error": "out of memory"}', Unavailable),
         (503, '{"kind": "Status", "message": "no endpoints available"}', Unavailable),
+        (404, '{"kind": "Status", "message": "services not found"}', Unavailable),
         (403, '{"kind":"Status","message":"cannot create services/proxy"}', SpecError),
     ],
 )
