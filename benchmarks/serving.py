@@ -1,6 +1,6 @@
 """How long one prediction over HTTP takes and how many a second there are, beside the bare engine and other servers.
 
-    python benchmarks/serving.py --python .venv-serving/bin/python --mlserver /opt/venvs/mlserver/bin/python
+    python benchmarks/serving.py --python /opt/venvs/serving/bin/python --mlserver /opt/venvs/mlserver/bin/python
 
 LightGBM with 100 trees on 20 numbers, one row a request. `engine` is ONNX Runtime in the process itself, `server` is
 one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching.
