@@ -95,22 +95,23 @@ class Checkpoint:
             self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
             mine = _packed(Path(folder) / _TAG)
         parts = [mine] if self._world_size == 1 else _gathered(mine, self._rank, self._world_size)
-        return {f"rank-{rank}": part for rank, part in enumerate(parts)}
+        return {"stage": int(self._engine.zero_optimization_stage()), "ranks": parts}
 
     def load_state_dict(self, found: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; a collective call.
 
         Raises:
-            SpecError: it is of more or fewer ranks.
+            SpecError: it is of more or fewer ranks, or of another stage.
         """
-        if len(found) != self._world_size:
+        now = int(self._engine.zero_optimization_stage())
+        if (found["stage"], len(found["ranks"])) != (now, self._world_size):
             raise SpecError(
-                f"the snapshot is of {len(found)} ranks, now there are {self._world_size}; DeepSpeed goes on with as "
-                f"many as before: start so many, or begin anew with other snapshots"
+                f"the snapshot is of ZeRO stage {found['stage']} and {len(found['ranks'])} ranks, now there are stage "
+                f"{now} and {self._world_size}; DeepSpeed goes on with the same: give these, or begin anew elsewhere"
             )
         before = os.environ.get(_ONLY_WEIGHTS)
         with tempfile.TemporaryDirectory(prefix="deepspeed-") as folder, _known_classes():
-            for part in found.values():
+            for part in found["ranks"]:
                 zipfile.ZipFile(io.BytesIO(part.numpy().tobytes())).extractall(Path(folder) / _TAG)
             os.environ[_ONLY_WEIGHTS] = "1"
             try:

@@ -224,6 +224,8 @@ class Run:
             if optimizer is not None or scheduler is not None or settings.keys() - {"log_every"}:
                 raise SpecError("optimizer, scheduler and all settings but log_every are in DeepSpeed's configuration")
             return DeepSpeedTrainer(self, model, **settings)
+        if optimizer is None:
+            raise SpecError("optimizer is missing: give one of the model's parameters")
         return Trainer(self, model, optimizer, scheduler, **settings)
 
     def snapshot(self, step: int, **state: Any) -> None:

@@ -25,7 +25,8 @@ torch.use_deterministic_algorithms(True)
 CONFIG = {
     "train_batch_size": 24,
     "train_micro_batch_size_per_gpu": 4,
-    "zero_optimization": {"stage": args.stage},
+    # The default of half a billion is 2 GB, which deterministic torch fills at every micro batch.
+    "zero_optimization": {"stage": args.stage, "reduce_bucket_size": 10000},
     "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}},
     "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 0.02, "warmup_num_steps": 8}},
     "gradient_clipping": 1.0,

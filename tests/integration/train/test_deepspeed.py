@@ -71,7 +71,15 @@ def test_another_number_of_ranks_is_told(train):
     assert first, done.stderr
     done, none = train("--stage", 2, world=1)
     assert none is None
-    assert "the snapshot is of 2 ranks, now there are 1" in done.stderr
+    assert "of ZeRO stage 2 and 2 ranks, now there are stage 2 and 1;" in done.stderr
+
+
+def test_another_stage_is_told(train):
+    done, first = train("--stage", 2, "--steps", 4, world=1)
+    assert first, done.stderr
+    done, none = train("--stage", 3, world=1)
+    assert none is None
+    assert "of ZeRO stage 2 and 1 ranks, now there are stage 3 and 1;" in done.stderr, done.stderr
 
 
 class Evil:
@@ -88,12 +96,12 @@ def test_code_in_a_snapshot_is_not_run(train, tmp_path):
     assert first, done.stderr
     kept = Snapshots(tmp_path / "snapshots", codec.digest("deepspeed"))
     step, state = kept.load()
-    archive = io.BytesIO(state["deepspeed"]["rank-0"].numpy().tobytes())
+    archive = io.BytesIO(state["deepspeed"]["ranks"][0].numpy().tobytes())
     changed = io.BytesIO()
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(changed, "w") as target:
         for name in source.namelist():
             target.writestr(name, pickle.dumps(Evil(str(tmp_path / "run"))) if "optim" in name else source.read(name))
-    state["deepspeed"]["rank-0"] = torch.frombuffer(changed.getbuffer(), dtype=torch.uint8)
+    state["deepspeed"]["ranks"][0] = torch.frombuffer(changed.getbuffer(), dtype=torch.uint8)
     kept.save(step + 1, state, wait=True)
     done, none = train("--stage", 2, world=1)
     assert none is None

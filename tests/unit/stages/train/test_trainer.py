@@ -80,6 +80,11 @@ class TestUnevenShares:
         torch.testing.assert_close(weights, learnt(alone, rows(2))[0])
 
 
+def test_without_an_optimizer(alone):
+    with pytest.raises(SpecError, match="optimizer is missing"):
+        alone.trainer(torch.nn.Linear(1, 1))
+
+
 class TestDeepSpeed:
     CONFIG: ClassVar[dict[str, object]] = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}
 
