@@ -230,7 +230,7 @@ def test_a_function_of_the_user_trains_in_a_pod(flights, cluster):
     assert flights.api.log(OWN, run_id, "fit").count(line) == 1
     model = flights.api.xcom(OWN, run_id, "fit")["model"]
     assert (Path(model["uri"]) / "model.onnx").is_file()
-    assert model["metrics"]["auc"] > 0.9
+    assert model["metrics"]["validation_auc"] > 0.9
     until(lambda: not cluster.left(), 60, str(cluster.left()))
 
 
