@@ -93,6 +93,9 @@ def wanted_after(decision: Decision, service: Service) -> Service:
     candidate = candidate_of(service)
     if decision.action == "promote":
         return Service(service.name, candidate, rollout=rollout)
+    if decision.action == "roll_back" and service.candidate is not None:
+        # Traffic first, the candidate afterwards: KServe takes its time to remove one.
+        return replace(service, percent=0, mirror=0, rollout=rollout)
     if decision.action == "roll_back":
         return Service(service.name, stable_of(service) or service.stable, rollout=rollout)
     if decision.over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Optional
 
 from airflow_ml_provider import codec
@@ -56,8 +57,11 @@ def hand_back(place: Serving, name: str, identity: str) -> str:
         if stable is None:
             place.remove(name)
             return f"service {name!r}, which had no version before, is removed"
+        wanted, revision = observed.wanted, observed.revision
         try:
-            place.put(Service(name, stable), observed.revision)
+            if wanted.percent or wanted.mirror:  # traffic first, as KServe takes its time to remove a version
+                revision = place.put(replace(wanted, percent=0, mirror=0), revision)
+            place.put(Service(name, stable), revision)
         except Conflict:
             continue
         return f"service {name!r} is back at version {stable.name!r} alone"
