@@ -8,7 +8,7 @@ from airflow.sdk import DAG
 
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
-from airflow_ml_provider.templates._parts import champion_asset, dag_arguments, result
+from airflow_ml_provider.templates._parts import champion_asset, dag_arguments
 
 if TYPE_CHECKING:
     from airflow_ml_provider.templates.config import PipelineConfig, Serving
@@ -67,10 +67,10 @@ def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -
     champion = ModelAliasSensor(
         task_id="champion", name=model, mlflow_conn_id=config.operations.mlflow_conn_id, deferrable=True
     )
-    deploy = DeployOperator(task_id="deploy", model=result(champion, "model"), existing="keep", **common)
+    deploy = DeployOperator(task_id="deploy", model=champion.output, existing="keep", **common)
     rollout = RolloutOperator(
         task_id="rollout",
-        model=result(champion, "model"),
+        model=champion.output,
         evidence=config.place("evidence"),
         policy=serving.policy,
         on_refusal=serving.on_refusal,
