@@ -67,10 +67,11 @@ def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -
     champion = ModelAliasSensor(
         task_id="champion", name=model, mlflow_conn_id=config.operations.mlflow_conn_id, deferrable=True
     )
-    deploy = DeployOperator(task_id="deploy", model=champion.output, existing="keep", **common)
+    holder: Any = champion.output
+    deploy = DeployOperator(task_id="deploy", model=holder, existing="keep", **common)
     rollout = RolloutOperator(
         task_id="rollout",
-        model=champion.output,
+        model=holder,
         evidence=config.place("evidence"),
         policy=serving.policy,
         on_refusal=serving.on_refusal,
