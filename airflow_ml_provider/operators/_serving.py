@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
-from airflow_ml_provider.exceptions import Refused, Unavailable, invalid
+from airflow_ml_provider.exceptions import Refused, SpecError, Unavailable, invalid
 from airflow_ml_provider.operators._base import StageOperator, verdicts
 from airflow_ml_provider.operators._context import resolve_interval, run_info
 from airflow_ml_provider.operators._tries import has_further_try
@@ -76,6 +76,8 @@ class ServingOperator(StageOperator):
                 raise AirflowTaskTimeout(f"service {self.service!r} was not ready in time")
             if event["status"] == "error":
                 raise Unavailable(event["message"])
+            if event["status"] == "refused":
+                raise SpecError(event["message"])
             return self.proceed(context, event["state"])
 
         with verdicts():

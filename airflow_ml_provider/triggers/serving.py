@@ -10,7 +10,7 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from airflow_ml_provider import codec
-from airflow_ml_provider.exceptions import MlError, Unavailable
+from airflow_ml_provider.exceptions import MlError
 from airflow_ml_provider.triggers._kill import KillableTrigger
 
 _PATIENCE_S = 600.0  # for a place that is away
@@ -20,8 +20,9 @@ _SAY_EVERY_S = 60.0  # how a step is going
 class ServingTrigger(KillableTrigger):
     """Look at a service until there is something to decide: its stable version has become ready, or a rollout goes on.
 
-    The event's `status` is `changed`, `timeout` (the task's time is over) or `error` (with a `message`: the place does
-    not answer for long, or refuses); `state` and `deadline` are those of the trigger by then.
+    The event's `status` is `changed`, `timeout` (the task's time is over), or, with a `message`, `error` (the place
+    does not answer for long) or `refused` (trying again does not help); `state` and `deadline` are those of the trigger
+    by then.
 
     Parameters:
         place: the place, as `stages.deploy.place.encode` gives it.
@@ -72,12 +73,12 @@ class ServingTrigger(KillableTrigger):
                 if status := await look():
                     return status, ""
                 answered = time.monotonic()
-            except Unavailable as error:
+            except MlError as error:
+                if error.verdict == "terminal":
+                    return "refused", str(error)
                 if time.monotonic() - answered > _PATIENCE_S:
                     return "error", str(error)
                 self.log.warning("%s", error)
-            except MlError as error:
-                return "error", str(error)
             if self.deadline is not None and time.time() >= self.deadline:
                 return "timeout", ""
             await asyncio.sleep(self.poll_s)

@@ -281,6 +281,26 @@ def test_a_place_that_is_away_is_waited_for(place, caplog):
     assert operator.go_further(context(), asyncio.run(watch()))["status"] == "ok"
 
 
+def test_a_place_that_refuses_is_not_asked_again(place, monkeypatch):
+    run(deploy(1))
+    place.behaviours["v2"] = Behaviour("waits")
+    operator = deploy(2, poll_s=0.01)
+    deferred = deferred_of(operator, max_tries=1)
+    looks = []
+
+    def refuse(name):
+        looks.append(name)
+        raise SpecError("connection 'c' may not do this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "look", refuse)
+        event = event_of(deferred)
+    assert (event["status"], looks) == ("refused", ["flights"])
+    with pytest.raises(AirflowFailException, match="connection 'c' may not do this"):
+        operator.go_further(context(max_tries=1), event)
+    assert place.look("flights").wanted == Service("flights", version(1))
+
+
 class TestUndeploy:
     def test_it_removes(self, place):
         run(deploy(1))
