@@ -1,6 +1,6 @@
 """What the trainer kit costs over a loop by hand, and a snapshot over none.
 
-    .venv-ml/bin/python -m torch.distributed.run --standalone --nproc-per-node=2 benchmarks/trainer.py
+    PYTHONPATH=. .venv-ml/bin/python -m torch.distributed.run --standalone --nproc-per-node=2 benchmarks/trainer.py
         [--width 1024] [--rows 96] [--every 50] [--repeat 9]
 
 One training under `python`, or several ranks under `torchrun`: a perceptron with AdamW, its loop written by hand with

@@ -124,24 +124,24 @@ def write(
     aside = beside(folder, "new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    name = logic.model_name(spec.name, spec.segment)
     scores = native.score(run.validation.numpy()[0])
+    name = logic.model_name(spec.name, spec.segment)
     graph = export.serving_graph(run.preprocessor, native.graph(), name)
     worst = export.check(graph, run.preprocessor, run.validation.table, scores)
     native.save(aside)
     (aside / models.ONNX).write_bytes(graph)
-    text = json.dumps(codec.encode(run.preprocessor), indent=1, ensure_ascii=False)
-    (aside / models.PREPROCESS).write_text(text, encoding="utf-8")
+    _write_json(aside / models.PREPROCESS, codec.encode(run.preprocessor))
     if tracked:
-        (aside / TRACKING).write_text(json.dumps(codec.encode(tracked), indent=1), encoding="utf-8")
-    if run.performance:
-        # Not in the manifest: the same model is made at another speed.
-        (aside / PERFORMANCE).write_text(json.dumps(run.performance, indent=1), encoding="utf-8")
+        _write_json(aside / TRACKING, codec.encode(tracked))
+    if run.performance:  # not in the manifest: the same model is made at another speed
+        _write_json(aside / PERFORMANCE, run.performance)
     for trace in traces:
         (aside / PROFILE).mkdir(exist_ok=True)
         shutil.copyfile(trace, aside / PROFILE / trace.name)
     _write_rows(aside, spec, run, scores)
     _write_reference(aside, spec, rows)
+    quality = {f"validation_{key}": value for key, value in logic.quality(run.validation.labels, scores).items()}
+    counts = {"rows": len(rows.labels), "rows_validation": len(run.validation), "onnx_max_difference": worst}
     manifest = Manifest(
         name=name,
         engine=spec.engine,
@@ -150,18 +150,17 @@ def write(
         training=spec.dataset,
         trained_until=spec.dataset.interval.end if spec.dataset.interval else rows.latest,
         segment=dict(spec.segment),
-        metrics={
-            **{f"validation_{key}": value for key, value in logic.quality(run.validation.labels, scores).items()},
-            "rows": len(rows.labels),
-            "rows_validation": len(run.validation),
-            "onnx_max_difference": worst,
-        },
+        metrics={**quality, **counts},
         provenance=origin,
         run_id=tracked.run_id if tracked else None,
         recipe=logic.recipe(spec),
     )
     models.write_manifest(aside, manifest)
     return manifest
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def commit(folder: Path) -> None:
