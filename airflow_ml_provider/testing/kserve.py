@@ -375,6 +375,10 @@ class Controller:
         return made
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # or the kernel refuses connections when many come at once
+
+
 class Router:
     """A proxy that sends each request to one of the targets of its host, as often as its share says."""
 
@@ -396,7 +400,7 @@ class Router:
             def log_message(self, format: str, *args: Any) -> None:
                 log.debug(format, *args)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="router", daemon=True)
 
     @property
@@ -421,8 +425,11 @@ class Router:
             return 404, b"no route"
         # 37 has no divisor in common with 100: every hundred requests are split exactly, and well mixed.
         at = self._count[host] = (self._count.get(host, 0) + 37) % 100
-        chosen = next(name for name, until in zip(*_until(routes), strict=True) if at < until)
-        sent = urllib.request.Request(f"{self.targets[chosen]}{path}", body, {"Content-Type": "application/json"})  # noqa: S310
+        return self.send(next(name for name, until in zip(*_until(routes), strict=True) if at < until), path, body)
+
+    def send(self, name: str, path: str, body: bytes) -> tuple[int, bytes]:
+        """Return what a target answers."""
+        sent = urllib.request.Request(f"{self.targets[name]}{path}", body, {"Content-Type": "application/json"})  # noqa: S310
         try:
             with urllib.request.urlopen(sent, timeout=10) as answer:  # noqa: S310
                 return answer.status, answer.read()
