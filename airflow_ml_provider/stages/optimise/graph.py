@@ -73,6 +73,20 @@ def products(model: Any) -> Iterator[tuple[Any, Any]]:
             yield node, weights[node.input[1]]
 
 
+def before_products(model: Any) -> list[str]:
+    """Return the names of the nodes that depend on no layer, which raw columns go through; nodes get names for it."""
+    layers = {node.output[0] for node, _ in products(model)}
+    behind: set[str] = set()
+    found = []
+    for i, node in enumerate(model.graph.node):  # in order of dependency
+        node.name = node.name or f"node_{i}"
+        if layers.intersection(node.output) or behind.intersection(node.input):
+            behind.update(node.output)
+        else:
+            found.append(node.name)
+    return found
+
+
 def need_products(model: Any, what: str) -> None:
     """Raise `NotApplicable` unless there is a layer whose weights `what` can be done to."""
     if any(True for _ in products(model)):

@@ -60,11 +60,22 @@ def _graph(graph: bytes, recipe: Recipe, feeds: Mapping[str, Any]) -> bytes:
 
 
 def _fp16(graph: bytes, recipe: Recipe, feeds: Mapping[str, Any]) -> bytes:
+    from onnx import TensorProto, numpy_helper
+    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = graphs.load(graph)
     graphs.need_products(model, "fp16")
-    return graphs.save(convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True))
+    found = ONNXModel(
+        convert_float_to_float16(
+            model, keep_io_types=True, disable_shape_infer=True, node_block_list=graphs.before_products(model)
+        )
+    )
+    found.topological_sort()  # the converter appends its casts
+    for weight in found.model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT16:  # it writes each as a number of up to three bytes
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight), weight.name))
+    return graphs.save(found.model)
 
 
 def _int8_dynamic(graph: bytes, recipe: Recipe, feeds: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
 Step = Literal["graph", "fp16", "int8_dynamic", "int8_static", "int4", "magnitude", "structured", "distill", "qat"]
 TRAINED = ("structured", "distill", "qat")
 """Steps that train; they make a graph of their own, so they come first."""
+DEFAULT_RECIPES = ("graph", "fp16", "int8_dynamic", "int8_static")
 ORIGINAL = "original"
 
 
@@ -173,7 +174,7 @@ class OptimiseSpec(Spec):
     model: ModelRef
     dataset: DatasetRef
     output: str
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[Recipe, ...] = field(default_factory=lambda: tuple(map(recipe, DEFAULT_RECIPES)))
     others: tuple[ModelRef, ...] = ()
     policy: OptimisePolicy = field(default_factory=OptimisePolicy)
     label: str = "label"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
+import warnings
 
 import pytest
 
@@ -12,33 +11,41 @@ def flights(tmp_path_factory):
     pytest.importorskip("pyarrow")
     from airflow_ml_provider.testing import packages
 
-    return packages.dataset(tmp_path_factory.mktemp("rows") / "train.parquet", packages.rows(4000, seed=5), name="train")
+    rows = packages.rows(4000, seed=5)
+    return packages.dataset(tmp_path_factory.mktemp("rows") / "train.parquet", rows, name="train")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, flights):
-    """Train a model as a pipeline does; `trained(engine, **params)` gives its ref, the same one for the same engine."""
+    """Train a model as a pipeline does: `trained(engine, **params)` gives its ref."""
     pytest.importorskip("onnxruntime")
-    known = {}
 
     def make(engine, **params):
+        pytest.importorskip(engine)
         from airflow_ml_provider.provenance import RunInfo
         from airflow_ml_provider.stages import run
         from airflow_ml_provider.stages.train.spec import TrainSpec
 
-        if engine not in known:
-            pytest.importorskip(engine)
-            out = str(tmp_path_factory.mktemp(engine))
-            spec = TrainSpec(
-                name="late", dataset=flights, output=out, engine=engine, exclude=("flight_id",), params=params
-            )
-            known[engine] = run(spec, RunInfo()).model
-        return known[engine]
+        spec = TrainSpec(
+            name="late", dataset=flights, output=str(tmp_path_factory.mktemp(engine)), engine=engine,
+            exclude=("flight_id",), params=params,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a training that is too short on purpose
+            return run(spec, RunInfo()).model
 
     return make
 
 
 @pytest.fixture(scope="session")
 def network(trained):
-    """A network of PyTorch, wide enough that its layers are most of its bytes."""
-    return trained("torch", epochs=2, hidden=[128, 64], batch_size=512)
+    """A perceptron, wide enough that its layers are most of its bytes."""
+    pytest.importorskip("skl2onnx")
+    estimator = "sklearn.neural_network.MLPClassifier"
+    return trained("sklearn", estimator=estimator, hidden_layer_sizes=[256, 128], max_iter=5)
+
+
+@pytest.fixture(scope="session")
+def trees(trained):
+    pytest.importorskip("onnxmltools")
+    return trained("lightgbm", n_estimators=20)
