@@ -10,7 +10,14 @@ from airflow_ml_provider.links import ReportLink
 from airflow_ml_provider.operators._base import StageOperator, names
 from airflow_ml_provider.refs import DatasetRef, ModelRef, as_ref
 from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
-from airflow_ml_provider.stages.optimise.spec import DEFAULT_RECIPES, OptimisePolicy, OptimiseSpec, Recipe, recipe
+from airflow_ml_provider.stages.optimise.spec import (
+    DEFAULT_RECIPES,
+    OptimisePolicy,
+    OptimiseSpec,
+    Recipe,
+    TritonSettings,
+    recipe,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -48,6 +55,8 @@ class OptimiseOperator(StageOperator):
         threads: intra-op threads of a call.
         providers: ONNX Runtime execution providers to measure latency on, such as `OpenVINOExecutionProvider`; those
             that are not there are told and left out, the first that is there decides.
+        triton: write a Triton model repository of what was chosen, too, as the fields of a `TritonSettings` (`{}` for
+            the defaults); none writes none.
         resamples: bootstrap resamples for intervals.
         confidence: of the intervals, in (0, 1).
         seed: seed of the bootstrap.
@@ -56,7 +65,7 @@ class OptimiseOperator(StageOperator):
     template_fields: Sequence[str] = (
         *StageOperator.template_fields, "model", "dataset", "output_root", "recipes", "others", "policy",
         "label_column", "timestamp", "slices", "min_rows", "operating_point", "calibration_rows", "older_share",
-        "batch_sizes", "repeats", "threads", "providers", "resamples", "confidence", "seed",
+        "batch_sizes", "repeats", "threads", "providers", "triton", "resamples", "confidence", "seed",
     )  # fmt: skip
     operator_extra_links = (*StageOperator.operator_extra_links, ReportLink())  # type: ignore[assignment]
 
@@ -80,6 +89,7 @@ class OptimiseOperator(StageOperator):
         repeats: int = 50,
         threads: int = 1,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        triton: TritonSettings | Mapping[str, Any] | None = None,
         resamples: int = 500,
         confidence: float = 0.95,
         seed: int = 0,
@@ -107,6 +117,7 @@ class OptimiseOperator(StageOperator):
         self.repeats = repeats
         self.threads = threads
         self.providers = providers
+        self.triton = triton
         self.resamples = resamples
         self.confidence = confidence
         self.seed = seed
@@ -130,6 +141,7 @@ class OptimiseOperator(StageOperator):
             repeats=int(self.repeats),
             threads=int(self.threads),
             providers=names(self.providers),
+            triton=None if self.triton is None else codec.decode(TritonSettings, self.triton, "triton"),
             resamples=int(self.resamples),
             confidence=float(self.confidence),
             seed=int(self.seed),

@@ -133,7 +133,9 @@ def latencies(
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in candidates}
     for provider in providers:
         scorers = {
-            name: models.Scorer(c.folder, providers=tuple(dict.fromkeys((provider, "CPUExecutionProvider"))), threads=spec.threads)
+            name: models.Scorer(
+                c.folder, providers=tuple(dict.fromkeys((provider, "CPUExecutionProvider"))), threads=spec.threads
+            )
             for name, c in candidates.items()
         }
         for size in spec.batch_sizes:

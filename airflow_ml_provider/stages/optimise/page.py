@@ -55,8 +55,8 @@ def _policy(policy: Mapping[str, Any]) -> str:
     held = "upper bound of the loss" if policy["judge"] == "bound" else "loss"
     return escape(
         f"the {policy['choose']} ({what}) whose {held} of {policy['metric']} is at most {policy['max_loss']:g}, in "
-        f"every slice at most {policy['max_slice_loss']:g}, with at most {policy['max_flips']:.2%} other decisions; it must "
-        f"save {policy['min_gain']:.0%}"
+        f"every slice at most {policy['max_slice_loss']:g}, with at most {policy['max_flips']:.2%} other decisions; "
+        f"it must save {policy['min_gain']:.0%}"
     )
 
 

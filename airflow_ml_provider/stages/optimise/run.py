@@ -14,7 +14,7 @@ from airflow_ml_provider.exceptions import DataError, IntegrityError
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef, ReportRef
 from airflow_ml_provider.stages.evaluate.report import operating_point
-from airflow_ml_provider.stages.optimise import logic, measure, onnx, package, page
+from airflow_ml_provider.stages.optimise import logic, measure, onnx, package, page, triton
 from airflow_ml_provider.stages.optimise import rows as divided
 from airflow_ml_provider.stages.optimise.logic import Choice, NotApplicable
 from airflow_ml_provider.stages.optimise.measure import Candidate
@@ -23,7 +23,7 @@ from airflow_ml_provider.stages.train.package import owned
 
 log = logging.getLogger(__name__)
 
-REPORT, PAGE, PACKAGE = "optimisation.json", "optimisation.html", "package"
+REPORT, PAGE, PACKAGE, TRITON = "optimisation.json", "optimisation.html", "package", "triton"
 
 
 def run(spec: OptimiseSpec, info: RunInfo) -> OptimiseResult:
@@ -78,6 +78,8 @@ def _work(spec: OptimiseSpec, info: RunInfo, parent: Path, folder: Path) -> dict
         }
         ref = _keep(spec, parent, folder / PACKAGE, found, rows, table, choice)
     body["choice"]["package"] = codec.encode(ref) if ref else None
+    if spec.triton:
+        triton.write_model(folder / TRITON, Path(ref.uri) if ref else parent, None, spec.triton)
     tables.write_text(folder / PAGE, page.render(body))
     text = json.dumps(codec.encode(body), indent=1, ensure_ascii=False, allow_nan=False)
     tables.write_text(folder / REPORT, text)
@@ -182,6 +184,7 @@ def _result(spec: OptimiseSpec, folder: Path, body: Mapping[str, Any]) -> Optimi
         report=report,
         chosen=told["name"],
         parent=spec.model,
+        repository=str(folder / TRITON) if spec.triton else "",
     )
 
 

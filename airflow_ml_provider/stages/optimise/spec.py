@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Optional, Union
 
@@ -121,6 +122,73 @@ class OptimisePolicy:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """Copies of a model that Triton runs side by side.
+
+    Attributes:
+        count: how many, on each device.
+        kind: `cpu`, `gpu`, or `auto` for GPUs where there are some.
+        gpus: which ones; empty takes all.
+    """
+
+    count: int = 1
+    kind: Literal["cpu", "gpu", "auto"] = "cpu"
+    gpus: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise invalid("count of instances", self.count, "at least 1")
+        if self.gpus and self.kind == "cpu":
+            raise invalid("gpus", self.gpus, "empty for instances on the CPU")
+
+
+@dataclass(frozen=True)
+class TritonSettings:
+    """How Triton serves a model.
+
+    Attributes:
+        version: number of the version's folder.
+        max_batch_size: rows of a request, and of what the batcher joins.
+        dynamic_batching: whether requests that wait are joined.
+        preferred_batch_sizes: sizes that are sent off at once; none joins whatever waits.
+        queue_delay_us: how long a request may wait for others (microseconds).
+        instances: copies of the model.
+        warm_up: batch sizes that are scored, with a row of the package's sample, before the model counts as ready.
+        threads: ONNX Runtime's intra-op threads of an instance.
+        accelerator: execution provider of ONNX Runtime; TensorRT needs instances on GPUs, OpenVINO some on CPUs.
+        accelerator_parameters: its parameters, such as `{"precision_mode": "FP16"}`.
+    """
+
+    version: int = 1
+    max_batch_size: int = 1024
+    dynamic_batching: bool = True
+    preferred_batch_sizes: tuple[int, ...] = ()
+    queue_delay_us: int = 200
+    instances: tuple[Instances, ...] = (Instances(),)
+    warm_up: tuple[int, ...] = (1,)
+    threads: int = 1
+    accelerator: Optional[Literal["tensorrt", "openvino"]] = None
+    accelerator_parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("version", "max_batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise invalid(name, getattr(self, name), "at least 1")
+        for name in ("preferred_batch_sizes", "warm_up"):
+            if any(not 1 <= size <= self.max_batch_size for size in getattr(self, name)):
+                raise invalid(name, getattr(self, name), f"in [1, {self.max_batch_size}], the largest batch")
+        if self.queue_delay_us < 0:
+            raise invalid("queue_delay_us", self.queue_delay_us, "at least 0")
+        if not self.instances:
+            raise invalid("instances", self.instances, "at least one group")
+        needs = {"tensorrt": ("gpu", "auto"), "openvino": ("cpu", "auto")}.get(self.accelerator or "")
+        if needs and not any(group.kind in needs for group in self.instances):
+            raise invalid("accelerator", self.accelerator, f"used with instances of kind {' or '.join(needs)}")
+        if self.accelerator_parameters and not self.accelerator:
+            raise invalid("accelerator_parameters", dict(self.accelerator_parameters), "given with an accelerator")
+
+
+@dataclass(frozen=True)
 class OptimiseResult(Result):
     """The model to go on with.
 
@@ -129,12 +197,14 @@ class OptimiseResult(Result):
         report: the table of all candidates with the reasons, as JSON and as a page.
         chosen: name of the chosen candidate; `original` when nothing beats the model.
         parent: the model that the candidates were made from.
+        repository: folder of the Triton model repository; empty where none was asked for.
     """
 
     model: Optional[ModelRef] = None
     report: Optional[ReportRef] = None
     chosen: str = ""
     parent: Optional[ModelRef] = None
+    repository: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,6 +233,7 @@ class OptimiseSpec(Spec):
         threads: intra-op threads of a call.
         providers: execution providers to measure latency on; those that this ONNX Runtime lacks are told and left out.
             The first that is there decides.
+        triton: write a Triton model repository of what was chosen, too; none writes none.
         resamples: bootstrap resamples for intervals.
         confidence: of the intervals.
         seed: seed of the bootstrap.
@@ -188,6 +259,7 @@ class OptimiseSpec(Spec):
     repeats: int = 50
     threads: int = 1
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    triton: Optional[TritonSettings] = None
     resamples: int = 500
     confidence: float = 0.95
     seed: int = 0

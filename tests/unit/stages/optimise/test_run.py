@@ -79,8 +79,10 @@ class TestTable:
     def test_every_entry_says_what_it_costs(self, optimised):
         for name, entry in by_name(optimised).items():
             assert entry["metrics"]["auc"]["low"] <= entry["metrics"]["auc"]["value"] <= entry["metrics"]["auc"]["high"]
-            assert {e["slice"] for e in entry["slices"]} == {"carrier=AA", "carrier=B6", "carrier=UA"} == set(
-                entry["slice_losses"]
+            assert (
+                {e["slice"] for e in entry["slices"]}
+                == {"carrier=AA", "carrier=B6", "carrier=UA"}
+                == set(entry["slice_losses"])
             )
             assert set(entry["latency"]["CPUExecutionProvider"]) == {"1", "16"}
             assert all(0 < t["p50_ms"] <= t["p95_ms"] for t in entry["latency"]["CPUExecutionProvider"].values())
@@ -169,8 +171,9 @@ class TestChoice:
         entries = by_name(found)
         for name in GRAPH_STEPS[1:]:
             assert entries[name]["verdict"] == "not applicable"
-            assert "(trees compare, they do not multiply): Imputer, LabelEncoder, TreeEnsembleClassifier" in (
-                entries[name]["why"]
+            assert (
+                "(trees compare, they do not multiply): Imputer, LabelEncoder, TreeEnsembleClassifier"
+                in (entries[name]["why"])
             )
         assert found.chosen == "original"
 
