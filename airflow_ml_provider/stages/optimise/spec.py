@@ -289,6 +289,8 @@ class OptimiseSpec(Spec):
 
     def requires(self) -> dict[str, str]:
         needs = {"numpy": "numpy", "pyarrow": "pyarrow", "onnx": "onnx", "onnxruntime": "onnxruntime"}
+        if any("int4" in r.steps for r in self.recipes):
+            needs["onnx_ir"] = "onnx-ir"  # ONNX Runtime's quantiser imports it and does not install it
         if any(r.steps[0] in TRAINED for r in self.recipes):
             needs.update(torch="torch", safetensors="safetensors", onnxscript="onnxscript")
         return needs

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
+pytest.importorskip("onnx_ir", reason="needs what ONNX Runtime's 4-bit quantiser needs")
 pytest.importorskip("pyarrow")
 
 from airflow_ml_provider import models
