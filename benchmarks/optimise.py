@@ -14,6 +14,7 @@ import logging
 import tempfile
 import warnings
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,7 @@ from airflow_ml_provider.stages.train.spec import TrainSpec
 
 FEATURES = [f"f{i}" for i in range(30)]
 GRAPH = (
-    "graph", "fp16", "int8_dynamic", "int8_static", "int4",
+    "graph", "fp16", "int8_dynamic", "int8_static", *(["int4"] if find_spec("onnx_ir") else []),
     Recipe(steps=("int8_dynamic",), reduce_range=False, name="int8_dynamic, 8 bits"),
 )  # fmt: skip
 TRAINED = ("structured", "distill", "qat", "structured+int8_dynamic")
