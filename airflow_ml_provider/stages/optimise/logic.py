@@ -26,6 +26,7 @@ class Measured:
         slice_losses: loss of every slice that was judged.
         flips: share of rows whose decision differs from the model's.
         finite: whether all scores are probabilities.
+        fails: why it does not run where the policy looks; empty when it does.
     """
 
     size: int
@@ -36,6 +37,7 @@ class Measured:
     slice_losses: Mapping[str, float] = field(default_factory=dict)
     flips: float = 0.0
     finite: bool = True
+    fails: str = ""
 
     @property
     def worst_slice(self) -> tuple[str, float]:
@@ -91,6 +93,8 @@ def choose(policy: OptimisePolicy, original: Measured, candidates: Mapping[str, 
 
 def refusal(policy: OptimisePolicy, found: Measured) -> list[str]:
     """Return what the policy has against a candidate; nothing when it is allowed."""
+    if found.fails:
+        return [found.fails]
     if not found.finite:
         return ["some scores are not probabilities in [0, 1]"]
     if found.loss is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 from airflow_ml_provider import codec, models
+from airflow_ml_provider.exceptions import IntegrityError
 from airflow_ml_provider.stages.evaluate import logic as evaluation
 from airflow_ml_provider.stages.evaluate import slices
 from airflow_ml_provider.stages.evaluate.metrics import Rows, descending, estimate
@@ -17,10 +18,11 @@ from airflow_ml_provider.stages.gate.logic import signed_gain
 from airflow_ml_provider.stages.optimise import rows as divided
 from airflow_ml_provider.stages.optimise.logic import Measured, quantiles, slice_losses
 from airflow_ml_provider.stages.optimise.onnx import zeros
-from airflow_ml_provider.stages.optimise.spec import OptimiseSpec
+from airflow_ml_provider.stages.optimise.spec import ORIGINAL, OptimiseSpec
 from airflow_ml_provider.stages.register.logic import compare
 
-_WARM_UP, _ROUNDS = 3, 5
+CPU = "CPUExecutionProvider"
+_WARM_UP, _ROUNDS, _SHOWN = 3, 5, 300
 
 
 @dataclass(frozen=True)
@@ -109,40 +111,75 @@ def compared(
     return {**body, **found, "loss": loss, "slice_losses": losses}
 
 
-def measured(entry: Mapping[str, Any], metric: str, latency_ms: float) -> Measured:
+def measured(spec: OptimiseSpec, name: str, entry: Mapping[str, Any], found: Speeds) -> Measured:
     """Return what the decision looks at of an entry of the table."""
+    provider = found.providers[0]
+    times = found.times[name].get(provider)
     return Measured(
         size=entry["bytes"],
-        latency_ms=latency_ms,
-        value=entry["metrics"][metric]["value"] if entry["finite"] else None,
+        latency_ms=times[str(spec.at_batch)]["p50_ms"] if times else float("inf"),
+        value=entry["metrics"][spec.policy.metric]["value"] if entry["finite"] else None,
         loss=entry.get("loss", {}).get("value"),
         loss_bound=entry.get("loss", {}).get("bound"),
         slice_losses=entry.get("slice_losses", {}),
         flips=entry["parity"]["flip_share"],
         finite=entry["finite"],
+        fails="" if times else f"it does not run on {provider}: {found.failed[name][provider]}",
     )
 
 
-def latencies(
-    candidates: Mapping[str, Candidate], table: Any, providers: Sequence[str], spec: OptimiseSpec
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return by candidate, provider and batch size `p50_ms` and `p95_ms` of a call.
+@dataclass(frozen=True)
+class Speeds:
+    """Latencies, and what does not run where.
 
-    The candidates take turns, so that whatever else the machine does meets all of them.
+    Attributes:
+        providers: execution providers that the model runs on, in order of preference; the first decides.
+        unusable: the others that were asked for, and why.
+        times: by candidate, provider and batch size `p50_ms` and `p95_ms` of a call.
+        failed: by candidate the providers of `providers` that it does not run on, and why.
     """
-    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in candidates}
-    for provider in providers:
-        scorers = {
-            name: models.Scorer(
-                c.folder, providers=tuple(dict.fromkeys((provider, "CPUExecutionProvider"))), threads=spec.threads
-            )
-            for name, c in candidates.items()
-        }
-        for size in spec.batch_sizes:
-            calls = {name: _call(scorer, table, size) for name, scorer in scorers.items()}
-            for name, seconds in _take_turns(calls, spec.repeats).items():
-                found[name].setdefault(provider, {})[str(size)] = quantiles(seconds)
+
+    providers: list[str]
+    unusable: dict[str, str]
+    times: dict[str, dict[str, dict[str, dict[str, float]]]]
+    failed: dict[str, dict[str, str]]
+
+
+def speeds(candidates: Mapping[str, Candidate], table: Any, spec: OptimiseSpec) -> Speeds:
+    """Return how fast all candidates are on every provider that is here.
+
+    They take turns, so that whatever else the machine does meets all of them.
+    """
+    import onnxruntime as ort
+
+    found = Speeds([], {}, {name: {} for name in candidates}, {name: {} for name in candidates})
+    here = ort.get_available_providers()
+    for provider in dict.fromkeys((*spec.providers, CPU)):
+        if provider not in here:
+            found.unusable[provider] = "this ONNX Runtime lacks it"
+        elif provider in spec.providers or not found.providers:  # the CPU unasked where nothing else works
+            _on(provider, candidates, table, spec, found)
     return found
+
+
+def _on(provider: str, candidates: Mapping[str, Candidate], table: Any, spec: OptimiseSpec, found: Speeds) -> None:
+    scorers = {}
+    for name, candidate in candidates.items():
+        order = tuple(dict.fromkeys((provider, CPU)))
+        try:
+            scorers[name] = models.Scorer(candidate.folder, providers=order, threads=spec.threads)
+        except IntegrityError as error:  # it opens on the CPU, where it has been scored
+            found.failed[name][provider] = " ".join(str(error).split())[-_SHOWN:]  # what matters comes last
+    if ORIGINAL not in scorers:
+        found.unusable[provider] = found.failed[ORIGINAL][provider]
+        for reasons in found.failed.values():
+            reasons.pop(provider, None)
+        return
+    found.providers.append(provider)
+    for size in spec.batch_sizes:
+        calls = {name: _call(scorer, table, size) for name, scorer in scorers.items()}
+        for name, seconds in _take_turns(calls, spec.repeats).items():
+            found.times[name].setdefault(provider, {})[str(size)] = quantiles(seconds)
 
 
 def _call(scorer: models.Scorer, table: Any, size: int) -> Callable[[], Any]:

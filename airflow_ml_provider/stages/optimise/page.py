@@ -15,7 +15,7 @@ def render(report: Mapping[str, Any]) -> str:
     """Return the page of a report."""
     policy, data, providers = report["policy"], report["dataset"], report["providers"]
     name = escape(report["model"]["name"])
-    missing = f"; not here: {', '.join(providers['missing'])}" if providers["missing"] else ""
+    unusable = "".join(f"; not {name}: {why}" for name, why in providers["unusable"].items())
     facts = [
         ("Choice", f"<b>{escape(report['choice']['name'])}</b>: {escape(report['choice']['reason'])}"),
         ("Model", f"<code>{escape(report['model']['digest'])}</code>"),
@@ -26,10 +26,10 @@ def render(report: Mapping[str, Any]) -> str:
         ("Dataset", f"<code>{escape(data['digest'])}</code>, divided by {escape(data['divided_by'])}"),
         ("Operating point", f"score ≥ {report['operating_point']['threshold']:.4f}"),
         ("Policy", _policy(policy)),
-        ("Providers", f"{escape(', '.join(providers['measured']))} (the first decides){escape(missing)}"),
+        ("Providers", f"{escape(', '.join(providers['measured']))} (the first decides){escape(unusable)}"),
     ]
     measured = [c for c in report["candidates"] if "latency" in c]
-    sizes = list(next(iter(measured[0]["latency"].values())))
+    sizes = list(measured[0]["latency"][providers["decides"]])  # the model itself runs there
     head = (
         "candidate", policy["metric"], "loss", "worst slice", "bytes", *(f"p50 / p95 ms × {s}" for s in sizes),
         "max difference", "relative", "flips", "verdict",
@@ -88,8 +88,8 @@ def _accuracy(entry: Mapping[str, Any], metric: str) -> tuple[str, str, str]:
 
 
 def _times(entry: Mapping[str, Any], provider: str, size: str) -> str:
-    body = entry["latency"][provider][size]
-    return f"{body['p50_ms']:.3f} / {body['p95_ms']:.3f}"
+    body = entry["latency"].get(provider, {}).get(size)
+    return "–" if body is None else f"{body['p50_ms']:.3f} / {body['p95_ms']:.3f}"
 
 
 def _blank(entry: Mapping[str, Any], width: int) -> list[str]:

@@ -17,7 +17,7 @@ from airflow_ml_provider.stages.evaluate.report import operating_point
 from airflow_ml_provider.stages.optimise import logic, measure, onnx, package, page, triton
 from airflow_ml_provider.stages.optimise import rows as divided
 from airflow_ml_provider.stages.optimise.logic import Choice, NotApplicable
-from airflow_ml_provider.stages.optimise.measure import Candidate
+from airflow_ml_provider.stages.optimise.measure import Candidate, Speeds
 from airflow_ml_provider.stages.optimise.spec import ORIGINAL, TRAINED, OptimiseResult, OptimiseSpec, Recipe
 from airflow_ml_provider.stages.train.package import owned
 
@@ -64,14 +64,18 @@ def _work(spec: OptimiseSpec, info: RunInfo, parent: Path, folder: Path) -> dict
     point = operating_point(spec.operating_point, parent)
     with tempfile.TemporaryDirectory() as aside:
         found, not_applicable = _candidates(spec, info, parent, rows, Path(aside))
-        table, choice = _measure(spec, rows, found, point["threshold"])
+        table, choice, speeds = _measure(spec, rows, found, point["threshold"])
         body: dict[str, Any] = {
             "model": {"name": spec.model.name, "digest": spec.model.digest, "segment": dict(spec.model.segment)},
             "dataset": _told(spec, rows),
             "operating_point": point,
             "policy": {**codec.encode(spec.policy), "batch_size": spec.at_batch},
             "settings": {"repeats": spec.repeats, "threads": spec.threads, "confidence": spec.confidence},
-            "providers": _providers(spec),
+            "providers": {
+                "decides": speeds.providers[0],
+                "measured": speeds.providers,
+                "unusable": speeds.unusable,
+            },
             "recipes": {r.name: codec.encode(r) for r in spec.recipes},
             "candidates": [*table, *({"name": n, "verdict": "not applicable", "why": w} for n, w in not_applicable)],
             "choice": {"name": choice.name, "reason": choice.reason, "package": None},
@@ -125,22 +129,19 @@ def _graph(recipe: Recipe, parent: Path, rows: divided.Divided, calibration: Map
 
 def _measure(
     spec: OptimiseSpec, rows: divided.Divided, found: Mapping[str, Candidate], threshold: float
-) -> tuple[list[dict[str, Any]], Choice]:
-    metric, providers = spec.policy.metric, _present(spec)
+) -> tuple[list[dict[str, Any]], Choice, Speeds]:
     original = found[ORIGINAL]
     before = measure.accuracy(spec, rows, original, threshold)
     table = {name: measure.compared(spec, rows, original, c, threshold, before) for name, c in found.items()}
-    times = measure.latencies(found, rows.newer, providers, spec)
-    seen = {
-        name: measure.measured(entry, metric, times[name][providers[0]][str(spec.at_batch)]["p50_ms"])
-        for name, entry in table.items()
-    }
+    speeds = measure.speeds(found, rows.newer, spec)
+    seen = {name: measure.measured(spec, name, entry, speeds) for name, entry in table.items()}
     choice = logic.choose(spec.policy, seen[ORIGINAL], {n: m for n, m in seen.items() if n != ORIGINAL})
     entries = []
     for name, entry in table.items():
         verdict, why = choice.verdicts[name]
-        entries.append({"name": name, "verdict": verdict, "why": why, "latency": times[name], **entry})
-    return entries, choice
+        told = {"latency": speeds.times[name], "does_not_run_on": speeds.failed[name]}
+        entries.append({"name": name, "verdict": verdict, "why": why, **told, **entry})
+    return entries, choice, speeds
 
 
 def _keep(
@@ -204,18 +205,6 @@ def _tests(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"name": f"candidate {e['name']}", "passed": passed.get(e["verdict"]), "observed": e["why"], "type": "model"}
         for e in body["candidates"]
     ]
-
-
-def _present(spec: OptimiseSpec) -> list[str]:
-    import onnxruntime as ort
-
-    here = ort.get_available_providers()
-    return [name for name in spec.providers if name in here] or ["CPUExecutionProvider"]
-
-
-def _providers(spec: OptimiseSpec) -> dict[str, Any]:
-    present = _present(spec)
-    return {"decides": present[0], "measured": present, "missing": [p for p in spec.providers if p not in present]}
 
 
 def _told(spec: OptimiseSpec, rows: divided.Divided) -> dict[str, Any]:

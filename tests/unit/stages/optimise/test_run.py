@@ -201,8 +201,35 @@ class TestChoice:
     def test_providers_that_are_not_here_are_told(self, network, flights, tmp_path):
         wanted = ("TensorrtExecutionProvider", "CPUExecutionProvider")
         found = report(run(spec(network, flights, tmp_path, "graph", providers=wanted), INFO))["providers"]
-        assert found["missing"] == ["TensorrtExecutionProvider"]
+        assert found["unusable"] == {"TensorrtExecutionProvider": "this ONNX Runtime lacks it"}
         assert found["decides"] == "CPUExecutionProvider"
+
+    @pytest.mark.parametrize("broken", ["original", "int4"])
+    def test_a_provider_may_refuse_a_graph(self, network, flights, tmp_path, monkeypatch, broken):
+        """As OpenVINO does with graphs whose ranks it does not know."""
+        import onnxruntime as ort
+
+        other = "OpenVINOExecutionProvider"
+        monkeypatch.setattr(ort, "get_available_providers", lambda: [other, "CPUExecutionProvider"])
+
+        class Scorer(models.Scorer):
+            def __init__(self, folder, *, providers=("CPUExecutionProvider",), threads=1):
+                name = "original" if folder == Path(network.uri) else folder.name
+                if other in providers and name == broken:
+                    raise IntegrityError("dynamic rank")
+                super().__init__(folder, providers=("CPUExecutionProvider",), threads=threads)
+
+        monkeypatch.setattr(models, "Scorer", Scorer)
+        result = run(spec(network, flights, tmp_path, "int4", "graph", providers=(other,)), INFO)
+        told = report(result)["providers"]
+        if broken == "original":
+            assert (told["decides"], told["unusable"]) == ("CPUExecutionProvider", {other: "dynamic rank"})
+            assert result.chosen == "int4"
+        else:
+            assert told == {"decides": other, "measured": [other], "unusable": {}}
+            entry = by_name(result)["int4"]
+            assert (entry["verdict"], entry["why"]) == ("refused", f"it does not run on {other}: dynamic rank")
+            assert entry["does_not_run_on"] == {other: "dynamic rank"}
 
 
 class TestAgain:
