@@ -34,8 +34,8 @@ _DOC = """\
 
 The rows before the end of the window, joined to what was known at their time, are divided by time; the newest are
 locked away as the test set. Every candidate is trained per segment and measured on it, the best one per
-segment{smaller} is registered, and the gate (`{gate}`) decides with evidence whether it becomes champion. A backfilled run never promotes
-unless `allow_backfill_promotion` is set.
+segment{smaller} is registered, and the gate (`{gate}`) decides with evidence whether it becomes champion. A backfilled
+run never promotes unless `allow_backfill_promotion` is set.
 
 Starts by schedule, backfill, hand, sustained drift (`{retrain}`){assets}; the reason is recorded with every model.
 """

@@ -10,12 +10,11 @@ from typing import Any
 
 from airflow_ml_provider import codec, models, provenance, tables
 from airflow_ml_provider.models import Manifest
-from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.provenance import PARENT, RunInfo
 from airflow_ml_provider.stages.optimise.rows import Divided, take_evenly
 from airflow_ml_provider.stages.optimise.spec import OptimiseSpec, Recipe
 from airflow_ml_provider.stages.train.package import beside, commit
 
-PARENT = "parent_model"
 _SAMPLE = 1000
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "pyarrow", "torch")
 

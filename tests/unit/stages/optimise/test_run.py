@@ -19,7 +19,7 @@ from airflow_ml_provider.exceptions import DataError, IntegrityError
 from airflow_ml_provider.lineage.facets import lineage
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.stages import run
-from airflow_ml_provider.stages.evaluate.spec import EvaluateSpec
+from airflow_ml_provider.stages.evaluate.spec import EvaluateSpec, OperatingPoint
 from airflow_ml_provider.stages.optimise.spec import OptimisePolicy, OptimiseSpec, recipe
 from airflow_ml_provider.stages.register import parity
 from airflow_ml_provider.testing import packages
@@ -45,6 +45,26 @@ def report(result):
 
 def by_name(result):
     return {entry["name"]: entry for entry in report(result)["candidates"]}
+
+
+def become_champion(ref, test, folder, info):
+    from airflow_ml_provider.stages.gate.spec import GateSpec
+    from airflow_ml_provider.stages.promote.spec import PromoteSpec
+    from airflow_ml_provider.stages.register.spec import RegisterSpec
+
+    point = OperatingPoint("share", 0.2)  # chosen on the package's validation rows
+    evaluation = run(EvaluateSpec(ref, test, str(folder / "evaluations"), operating_point=point), info).report
+    registered = run(RegisterSpec(ref, evaluation), info)
+    (folder / "gate.json").write_text('{"metrics": {"auc": {"at_least": 0.7}}, "challenge": {"min_gain": -0.05}}')
+    asked = GateSpec(
+        registered.model, evaluation, policy=str(folder / "gate.json"), output=str(folder / "evidence"), test=test,
+        parity=registered.parity,
+    )  # fmt: skip
+    gate = run(asked, info)
+    assert gate.passed, gate.reason
+    promoted = run(PromoteSpec(gate.model), info)
+    assert promoted.status == "ok", promoted.reason
+    return promoted
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +141,6 @@ class TestPackage:
         assert found.passed, found.summary
         assert found.summary["rows"] == 600
 
-    def test_it_can_be_evaluated_as_any_other(self, optimised, tmp_path):
-        later = packages.rows(800, seed=3, start=packages.MIDNIGHT + timedelta(days=1))
-        test = packages.dataset(tmp_path / "test.parquet", later, name="test")
-        point = {"by": "share", "value": 0.2}
-        from airflow_ml_provider import codec
-        from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
-
-        asked = EvaluateSpec(
-            optimised.model, test, str(tmp_path / "e"), operating_point=codec.decode(OperatingPoint, point, "")
-        )
-        found = run(asked, INFO)
-        assert found.status == "ok"
-        assert json.loads(Path(found.report.uri).read_text())["operating_point"]["chosen_on"] == "validation rows"
-
     def test_reference_has_the_scores_of_the_candidate(self, optimised, network):
         own, before = (
             json.loads((Path(ref.uri) / models.REFERENCE).read_text())["columns"] for ref in (optimised.model, network)
@@ -142,12 +148,15 @@ class TestPackage:
         assert own.pop("score") != before.pop("score")
         assert own == before
 
-    def test_it_registers(self, optimised, tracking_uri, monkeypatch):
+    def test_it_becomes_champion_as_any_other(self, optimised, network, tmp_path, tracking_uri):
+        """Evaluated, registered, gated against its parent, promoted."""
         pytest.importorskip("mlflow")
-        from airflow_ml_provider.stages.register.spec import RegisterSpec
-
-        found = run(RegisterSpec(optimised.model), INFO)
-        assert (found.status, found.model.version, found.model.digest) == ("ok", "1", optimised.model.digest)
+        later = packages.rows(800, seed=3, start=packages.MIDNIGHT + timedelta(days=1))
+        test = packages.dataset(tmp_path / "test.parquet", later, name="test")
+        first = become_champion(network, test, tmp_path, RunInfo(run_id="first"))
+        second = become_champion(optimised.model, test, tmp_path, RunInfo(run_id="second"))
+        assert (first.model.version, second.model.version) == ("1", "2")
+        assert second.model.digest == optimised.model.digest
 
     def test_lineage_tells_what_came_from_what(self, optimised, network):
         told = lineage(optimised, INFO)
