@@ -22,6 +22,7 @@ _PUBLIC = {
     "FeaturesOperator": "operators.features",
     "TrainingSetOperator": "operators.features",
     "TrainOperator": "operators.train",
+    "OptimiseOperator": "operators.optimise",
     "EvaluateOperator": "operators.evaluate",
     "RegisterOperator": "operators.register",
     "GateOperator": "operators.gate",

@@ -7,8 +7,8 @@ from typing import Any
 _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = (
-    "ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor",
-    "deploy", "reap",
+    "ingest", "validate", "features", "train", "optimise", "evaluate", "register", "gate", "promote", "score",
+    "monitor", "deploy", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")

@@ -13,6 +13,8 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.intervals import Interval
 
 Reason = Literal["schedule", "backfill", "manual", "asset"]
+PARENT = "parent_model"
+"""Under `data`: digest of the model that another one was made from without newer rows, as the optimise stage does."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "training_set": "airflow_ml_provider.stages.features.spec:TrainingSetSpec",
     "train": "airflow_ml_provider.stages.train.spec:TrainSpec",
     "evaluate": "airflow_ml_provider.stages.evaluate.spec:EvaluateSpec",
+    "optimise": "airflow_ml_provider.stages.optimise.spec:OptimiseSpec",
     "register": "airflow_ml_provider.stages.register.spec:RegisterSpec",
     "gate": "airflow_ml_provider.stages.gate.spec:GateSpec",
     "promote": "airflow_ml_provider.stages.promote.spec:PromoteSpec",

@@ -15,6 +15,7 @@ from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
 from airflow_ml_provider.stages.features.spec import Source, Spine, Split
 from airflow_ml_provider.stages.ingest.spec import Column
 from airflow_ml_provider.stages.monitor.spec import DriftPolicy
+from airflow_ml_provider.stages.optimise.spec import DEFAULT_RECIPES, OptimisePolicy, recipe
 from airflow_ml_provider.stages.train.spec import Engine, Launch
 from airflow_ml_provider.stages.validate.spec import ProfileSpec
 
@@ -130,6 +131,29 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Optimisation:
+    """How each winner is made smaller or faster before it is registered.
+
+    Attributes:
+        recipes: what to try: steps joined by `+`, such as `int8_static` or `distill+int8_dynamic`.
+        policy: what a candidate may lose, and what it is chosen by.
+        batch_sizes: rows of a call whose latency is measured.
+        providers: ONNX Runtime execution providers to measure on, in order of preference.
+    """
+
+    recipes: tuple[str, ...] = DEFAULT_RECIPES
+    policy: OptimisePolicy = field(default_factory=OptimisePolicy)
+    batch_sizes: tuple[int, ...] = (1, 64, 1024)
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
+    def __post_init__(self) -> None:
+        if not self.recipes:
+            raise invalid("recipes", self.recipes, "at least one", "leave `optimise` out to try none")
+        for name in self.recipes:
+            recipe(name)
+
+
+@dataclass(frozen=True)
 class Training:
     """From labelled rows to the champion.
 
@@ -147,6 +171,7 @@ class Training:
         slices: columns and pairs (`a*b`) that are evaluated apart.
         min_slice_rows: smaller slices are listed, not judged.
         operating_point: where precision and recall are measured.
+        optimise: try to make each winner smaller or faster; none registers it as it was trained.
         gate: policy file, relative to the configuration.
         promote_backfills: whether backfilled and cleared runs may promote newer models (`newer`) or not (`never`).
         on_refusal: a refused gate skips the promotion (`skip`) or also fails the run (`fail`).
@@ -169,6 +194,7 @@ class Training:
     slices: tuple[str, ...] = ()
     min_slice_rows: int = 100
     operating_point: OperatingPoint = field(default_factory=OperatingPoint)
+    optimise: Optimisation | None = None
     promote_backfills: Literal["never", "newer"] = "never"
     on_refusal: Literal["skip", "fail"] = "skip"
     experiment: str | None = None

@@ -11,6 +11,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.operators.evaluate import EvaluateOperator
 from airflow_ml_provider.operators.features import TrainingSetOperator
 from airflow_ml_provider.operators.gate import GateOperator
+from airflow_ml_provider.operators.optimise import OptimiseOperator
 from airflow_ml_provider.operators.promote import PromoteOperator
 from airflow_ml_provider.operators.register import RegisterOperator
 from airflow_ml_provider.operators.train import TrainOperator
@@ -26,15 +27,15 @@ from airflow_ml_provider.templates._parts import (
 )
 
 if TYPE_CHECKING:
-    from airflow_ml_provider.templates.config import PipelineConfig
+    from airflow_ml_provider.templates.config import Optimisation, PipelineConfig
 
 _DOC = """\
 ### {name}: from labelled rows to the champion
 
 The rows before the end of the window, joined to what was known at their time, are divided by time; the newest are
-locked away as the test set. Every candidate is trained per segment and measured on it, the best one per segment is
-registered, and the gate (`{gate}`) decides with evidence whether it becomes champion. A backfilled run never promotes
-unless `allow_backfill_promotion` is set.
+locked away as the test set. Every candidate is trained per segment and measured on it, the best one per
+segment{smaller} is registered, and the gate (`{gate}`) decides with evidence whether it becomes champion. A backfilled
+run never promotes unless `allow_backfill_promotion` is set.
 
 Starts by schedule, backfill, hand, sustained drift (`{retrain}`){assets}; the reason is recorded with every model.
 """
@@ -46,7 +47,10 @@ def training_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
 
     training = config.training
     assets = "".join(f", or an update of `{name}`" for name in training.on_assets)
-    doc = _DOC.format(name=config.name, gate=training.gate, retrain=retrain_asset(config).name, assets=assets)
+    smaller = ", made\nsmaller or faster where that costs little," if training.optimise else ""
+    doc = _DOC.format(
+        name=config.name, gate=training.gate, retrain=retrain_asset(config).name, assets=assets, smaller=smaller
+    )
     with DAG(
         dag_id or f"{config.name}_training",
         schedule=_schedule(config),
@@ -130,17 +134,9 @@ def _best(config: PipelineConfig, rows: TrainingSetOperator) -> Any:
         map_index_template="{{ task.title }}",
         **{k: v for k, v in stage_arguments(config, "train").items() if k != "runtime"},
     ).expand_kwargs(_candidates(config))
-    evaluate = EvaluateOperator.partial(
-        task_id="evaluate",
-        test=result(rows, "test"),
-        output=config.place("evaluations"),
-        key=config.features.spine.key,
-        slices=training.slices,
-        min_rows=training.min_slice_rows,
-        operating_point=training.operating_point,
-        experiment=experiment,
-        **stage_arguments(config, "evaluate"),
-    ).expand(model=train.output)
+    evaluate = EvaluateOperator.partial(task_id="evaluate", experiment=experiment, **_evaluation(config, rows)).expand(
+        model=train.output
+    )
 
     @task
     def winners(evaluations: Any, metric: str) -> list[dict[str, Any]]:
@@ -149,6 +145,20 @@ def _best(config: PipelineConfig, rows: TrainingSetOperator) -> Any:
         return winners(list(evaluations), metric)
 
     return winners(evaluate.output, training.metric)
+
+
+def _evaluation(config: PipelineConfig, rows: TrainingSetOperator) -> dict[str, Any]:
+    """Return what every evaluation of this pipeline takes."""
+    training = config.training
+    return {
+        "test": result(rows, "test"),
+        "output": config.place("evaluations"),
+        "key": config.features.spine.key,
+        "slices": training.slices,
+        "min_rows": training.min_slice_rows,
+        "operating_point": training.operating_point,
+        **stage_arguments(config, "evaluate"),
+    }
 
 
 def _candidates(config: PipelineConfig) -> list[dict[str, Any]]:
@@ -169,13 +179,15 @@ def _candidates(config: PipelineConfig) -> list[dict[str, Any]]:
 
 
 def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> None:
-    """Add registration, gate and promotion of each winner."""
+    """Add optimisation if asked for, registration, gate and promotion of each winner."""
     from airflow.sdk import task_group
 
     training = config.training
 
     @task_group
     def decide(winner: Any) -> None:
+        if training.optimise:
+            winner = _smaller(config, training.optimise, rows, winner)
         register = RegisterOperator(
             task_id="register", model=winner, evaluation=winner, **stage_arguments(config, "register")
         )
@@ -203,3 +215,23 @@ def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> Non
         register >> gate >> promote
 
     decide.expand(winner=best)
+
+
+def _smaller(config: PipelineConfig, how: Optimisation, rows: TrainingSetOperator, winner: Any) -> Any:
+    """Add optimisation of a winner and the evaluation of what came of it; return the latter's result."""
+    training = config.training
+    optimise = OptimiseOperator(
+        task_id="optimise",
+        model=winner,
+        dataset=result(rows, "train"),
+        output=config.place("optimised"),
+        slices=training.slices,
+        min_rows=training.min_slice_rows,
+        operating_point=training.operating_point,
+        **codec.encode(how),
+        **stage_arguments(config, "optimise"),
+    )
+    measured = EvaluateOperator(
+        task_id="evaluate_optimised", model=result(optimise, "model"), **_evaluation(config, rows)
+    )
+    return measured.output

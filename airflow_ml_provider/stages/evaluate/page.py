@@ -9,7 +9,7 @@ from typing import Any, Optional
 from airflow_ml_provider.stages.evaluate.metrics import METRICS
 
 SHOWN_SLICES = 300
-_CSS = """\
+CSS = """\
 :root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884;font-variant-numeric:tabular-nums}
@@ -35,15 +35,15 @@ def render(report: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             '<!doctype html><html lang="en"><meta charset="utf-8">',
-            f"<title>Evaluation of {escape(model['name'])}</title><style>{_CSS}</style>",
+            f"<title>Evaluation of {escape(model['name'])}</title><style>{CSS}</style>",
             f"<h1>Evaluation of {escape(model['name'])}</h1>",
-            _table((), [[f"<b>{k}</b>", v] for k, v in facts]),
+            table((), [[f"<b>{k}</b>", v] for k, v in facts]),
             f"<h2>Metrics with {confidence} bootstrap intervals</h2>",
-            _table(("metric", "value", "low", "high", ""), [_metric_row(n, report["metrics"][n]) for n in METRICS]),
+            table(("metric", "value", "low", "high", ""), [_metric_row(n, report["metrics"][n]) for n in METRICS]),
             "<h2>Calibration</h2>",
             _curve(report["calibration"]),
             "<h2>Worst slice by metric</h2>",
-            _table(
+            table(
                 ("metric", "slice", "rows", "value", "low", "high"),
                 [_worst_row(name, body) for name, body in report["worst_slice"].items()],
             ),
@@ -57,11 +57,11 @@ def render(report: Mapping[str, Any]) -> str:
 def _metric_row(name: str, body: Mapping[str, Any]) -> list[str]:
     direction = "higher" if METRICS[name].higher_is_better else "lower"
     text = f'<span class="quiet">{escape(METRICS[name].text)}; {direction} is better</span>'
-    return [name, *(_number(body[k]) for k in ("value", "low", "high")), text]
+    return [name, *(number(body[k]) for k in ("value", "low", "high")), text]
 
 
 def _worst_row(name: str, body: Mapping[str, Any]) -> list[str]:
-    return [name, escape(body["slice"]), f"{body['rows']:,}", *(_number(body[k]) for k in ("value", "low", "high"))]
+    return [name, escape(body["slice"]), f"{body['rows']:,}", *(number(body[k]) for k in ("value", "low", "high"))]
 
 
 def _slices(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -70,7 +70,7 @@ def _slices(entries: Iterable[Mapping[str, Any]]) -> str:
     rows = [
         [
             escape(e["slice"]), f"{e['rows']:,}", f"{e['base_rate']:.2%}", _with_interval(e["metrics"]["auc"]),
-            *(_number(e["metrics"][m]["value"]) for m in ("log_loss", "ece", "precision", "recall", "fpr")),
+            *(number(e["metrics"][m]["value"]) for m in ("log_loss", "ece", "precision", "recall", "fpr")),
         ]
         for e in judged[:SHOWN_SLICES]
     ]  # fmt: skip
@@ -78,18 +78,19 @@ def _slices(entries: Iterable[Mapping[str, Any]]) -> str:
     notes = [f"{len(every) - len(judged)} slices were too small or had one label only: listed in the JSON, not judged."]
     if len(judged) > SHOWN_SLICES:
         notes.append(f"{len(judged) - SHOWN_SLICES} further slices are in the JSON.")
-    return f'{_table(head, rows)}<p class="quiet">{" ".join(notes)}</p>'
+    return f'{table(head, rows)}<p class="quiet">{" ".join(notes)}</p>'
 
 
 def _with_interval(body: Mapping[str, Any]) -> str:
-    return f"{_number(body['value'])} <span class='quiet'>({_number(body['low'])} – {_number(body['high'])})</span>"
+    return f"{number(body['value'])} <span class='quiet'>({number(body['low'])} – {number(body['high'])})</span>"
 
 
-def _number(value: Optional[float]) -> str:
+def number(value: Optional[float]) -> str:
+    """Return a value with four digits after the point; a dash where there is none."""
     return "–" if value is None else f"{value:.4f}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; the cells are HTML already."""
     top = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead>" if head else ""
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)

@@ -69,14 +69,14 @@ def score(spec: EvaluateSpec, path: Path, package: Path) -> Scored:
     kept = list(dict.fromkeys([*spec.key, spec.timestamp, *(c for s in spec.slices for c in s.split("*"))]))
     parts, unlabelled = [], 0
     with pq.ParquetFile(path) as file:
-        _check_columns(file.schema_arrow.names, [spec.label, *kept, *segment], path)
+        check_columns(file.schema_arrow.names, [spec.label, *kept, *segment], path)
         needed = [n for n in file.schema_arrow.names if n in {spec.label, *kept, *segment, *scorer.manifest.inputs}]
         read = file.metadata.num_rows
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=needed)
             if segment:
                 table = table.filter(models.segment_mask(table, segment))
-            labels = _labels(table.column(spec.label), spec.label, path)
+            labels = read_labels(table.column(spec.label), spec.label, path)
             unlabelled += labels.null_count
             if labels.null_count:
                 table, labels = table.filter(pc.is_valid(labels)), labels.drop_null()
@@ -113,15 +113,21 @@ def validation_rows(package: Path) -> Optional[Rows]:
     return Rows.of(labels[known], scores[known])
 
 
+def validation_window(package: Path) -> Optional[tuple[datetime, datetime]]:
+    """Return the times of the oldest and the newest of the package's validation rows; none when it has none."""
+    table = _read(package / models.VALIDATION, [models.VALIDATION_TIME])
+    return span(table.column(0)) if table is not None and table.num_rows else None
+
+
 def newest_training_row(package: Path, timestamp: str) -> datetime:
     """Return the time of the newest row that the model was trained or tuned on.
 
     Raises:
         DataError: neither the package's validation rows nor the training set can be read.
     """
-    table = _read(package / models.VALIDATION, [models.VALIDATION_TIME])
-    if table is not None and table.num_rows:
-        return span(table.column(0))[1]
+    window = validation_window(package)
+    if window:
+        return window[1]
     training = models.read_manifest(package).training
     table = _read(tables.local_path(training.uri), [timestamp])
     if table is None or not table.num_rows:
@@ -158,18 +164,24 @@ def _read(path: Path, columns: Sequence[str]) -> Any:
     if not path.is_file():
         return None
     with pq.ParquetFile(path) as file:
-        _check_columns(file.schema_arrow.names, columns, path)
+        check_columns(file.schema_arrow.names, columns, path)
         groups = [file.read_row_group(i, columns=list(columns)) for i in range(file.num_row_groups)]
         return pa.concat_tables(groups).select(list(columns)) if groups else None
 
 
-def _check_columns(there: Sequence[str], needed: Sequence[str], path: Path) -> None:
+def check_columns(there: Sequence[str], needed: Sequence[str], path: Path) -> None:
+    """Raise `DataError` unless all needed columns are there."""
     missing = sorted({name for name in needed if name not in there})
     if missing:
         raise DataError(f"{path} lacks column {', '.join(missing)}; there are {', '.join(there)}")
 
 
-def _labels(column: Any, name: str, path: Path) -> Any:
+def read_labels(column: Any, name: str, path: Path) -> Any:
+    """Return a label column as int8, missing where it is.
+
+    Raises:
+        DataError: a label is no whole number.
+    """
     import pyarrow as pa
 
     try:

@@ -16,7 +16,7 @@ from airflow_ml_provider.refs import DatasetRef, ReportRef
 from airflow_ml_provider.stages.evaluate import logic, page, parquet, slices
 from airflow_ml_provider.stages.evaluate.metrics import Rows, calibration, descending, estimate
 from airflow_ml_provider.stages.evaluate.parquet import Scored
-from airflow_ml_provider.stages.evaluate.spec import EvaluateResult, EvaluateSpec
+from airflow_ml_provider.stages.evaluate.spec import EvaluateResult, EvaluateSpec, OperatingPoint
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,11 @@ def _report(
     labels, scores = scored.values("label"), scored.values("score")
     order = descending(labels, scores)
     rows = Rows.of(labels, scores)
-    point = _operating_point(spec, package)
-    judged = _slices(spec, scored, rows, order, point["threshold"])
+    point = operating_point(spec.operating_point, package)
+    judged = slices.judge_all(
+        spec.slices, scored.table, rows, order, point["threshold"], min_rows=spec.min_rows, resamples=spec.resamples,
+        confidence=spec.confidence, seed=spec.seed,
+    )  # fmt: skip
     overall = estimate(
         rows, point["threshold"], resamples=spec.resamples, confidence=spec.confidence, seed=(spec.seed,)
     )
@@ -99,8 +102,8 @@ def _report(
     }
 
 
-def _operating_point(spec: EvaluateSpec, package: Path) -> dict[str, Any]:
-    point = spec.operating_point
+def operating_point(point: OperatingPoint, package: Path) -> dict[str, Any]:
+    """Return how the operating point of a package was chosen, and the `threshold` that came of it."""
     body = {"by": point.by, "value": point.value}
     if point.by == "threshold":
         return {**body, "threshold": point.value, "chosen_on": "given"}
@@ -108,22 +111,6 @@ def _operating_point(spec: EvaluateSpec, package: Path) -> dict[str, Any]:
     if validation is None:
         return {**body, "threshold": models.read_manifest(package).threshold, "chosen_on": "manifest"}
     return {**body, "threshold": logic.choose_threshold(point, validation), "chosen_on": "validation rows"}
-
-
-def _slices(spec: EvaluateSpec, scored: Scored, rows: Rows, order: Any, threshold: float) -> list[dict[str, Any]]:
-    groups: dict[str, slices.Groups] = {}
-    for column in dict.fromkeys(part for name in spec.slices for part in name.split("*")):
-        group = slices.group(column, scored.table.column(column))
-        groups[column] = slices.Groups(group.names, group.codes[order])
-    found = []
-    for name in spec.slices:
-        first, _, second = name.partition("*")
-        group = groups[first].cross(groups[second]) if second else groups[first]
-        found += slices.judge(
-            rows, group, threshold, min_rows=spec.min_rows, resamples=spec.resamples, confidence=spec.confidence,
-            seed=spec.seed,
-        )  # fmt: skip
-    return found
 
 
 def _publish(

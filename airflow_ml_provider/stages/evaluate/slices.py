@@ -104,6 +104,37 @@ def judge(
     return found
 
 
+def judge_all(
+    names: Sequence[str], table: Any, rows: Rows, order: Any, threshold: float, *, min_rows: int, resamples: int,
+    confidence: float, seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the slices of several divisions one after the other, each as `judge` does.
+
+    Parameters:
+        names: columns, or pairs joined by `*`.
+        table: Arrow table with these columns.
+        rows: its rows, in order of score.
+        order: position of each of them in the table.
+        threshold: operating point.
+        min_rows: slices with fewer rows are not judged.
+        resamples: bootstrap resamples.
+        confidence: of the intervals.
+        seed: of the bootstrap.
+    """
+    groups: dict[str, Groups] = {}
+    for column in dict.fromkeys(part for name in names for part in name.split("*")):
+        found = group(column, table.column(column))
+        groups[column] = Groups(found.names, found.codes[order])
+    entries = []
+    for name in names:
+        first, _, second = name.partition("*")
+        divided = groups[first].cross(groups[second]) if second else groups[first]
+        entries += judge(
+            rows, divided, threshold, min_rows=min_rows, resamples=resamples, confidence=confidence, seed=seed
+        )
+    return entries
+
+
 def _numbers(column: Any) -> Any:
     import numpy as np
     import pyarrow as pa

@@ -34,10 +34,12 @@ def may_promote(
     backfill: Literal["never", "newer"],
     info: RunInfo,
     rolled_back: Collection[str] = (),
+    made_from: str = "",
 ) -> Verdict:
     """Return whether an alias may move to `candidate`, evidence aside.
 
-    It moves only forward: the candidate's data must be newer than that of every holder, in any kind of run.
+    It moves only forward: the candidate's data must be newer than that of every holder, in any kind of run. A holder
+    that the candidate was made from, smaller or faster, has the same data.
 
     Parameters:
         candidate: the version.
@@ -46,6 +48,7 @@ def may_promote(
         backfill: what backfilled and cleared runs may do: `never` move it, or as others when the data is `newer`.
         info: the run.
         rolled_back: digests that were rolled back from.
+        made_from: digest of the model that the candidate is an optimised one of; empty for others.
     """
     if holders.agreed and holders.models and not holders.besides(candidate):
         version = holders.models[0].version
@@ -63,7 +66,8 @@ def may_promote(
     for holder in holders.besides(candidate):
         if holder.trained_until is None:
             return Verdict("refuse", f"{_name(holder)} holds the alias and does not say until when it was trained")
-        if candidate.trained_until <= holder.trained_until:
+        as_new = holder.digest == made_from and candidate.trained_until == holder.trained_until
+        if candidate.trained_until <= holder.trained_until and not as_new:
             return Verdict(
                 "refuse",
                 f"{_name(candidate)} is not newer than the champion: trained until "

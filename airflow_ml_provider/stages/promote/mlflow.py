@@ -11,7 +11,7 @@ from typing import Any, Optional
 from airflow_ml_provider import codec, models
 from airflow_ml_provider.exceptions import IntegrityError, invalid
 from airflow_ml_provider.models import Manifest
-from airflow_ml_provider.provenance import RunInfo
+from airflow_ml_provider.provenance import PARENT, RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.registry import JournalEntry, Registry, journal
 from airflow_ml_provider.registry.journal import Holders
@@ -38,8 +38,8 @@ def run(spec: PromoteSpec, info: RunInfo) -> PromoteResult:
     # What this task has journalled is decided, and only to be completed.
     holders = Holders() if own else registry.holders(model.name, spec.alias, entries)
     if not own:
-        bad = registry.rolled_back(model.name, entries)
-        verdict = may_promote(model, holders, backfill=spec.backfill, info=info, rolled_back=bad)
+        bad, parent = registry.rolled_back(model.name, entries), _made_from(registry, model, holders)
+        verdict = may_promote(model, holders, backfill=spec.backfill, info=info, rolled_back=bad, made_from=parent)
         if verdict.outcome != "move":
             status = "ok" if verdict.outcome == "already" else "refused"
             return _unmoved(registry, spec, model, verdict.reason, status)
@@ -67,6 +67,14 @@ def _objection(registry: Registry, model: ModelRef, record: Optional[dict[str, A
     if record["decision"] != evidence.PASSED:
         return f"the evidence speaks against {_name(model)}: {record['reason']}"
     return judged_against_another(model, record, holders)
+
+
+def _made_from(registry: Registry, model: ModelRef, holders: Holders) -> str:
+    """Return the digest of the model that this one was made from, where that matters; the record is verified later."""
+    if all(holder.trained_until != model.trained_until for holder in holders.besides(model)):
+        return ""
+    record = registry.evidence(model) or {}
+    return str(record.get("provenance", {}).get("data", {}).get(PARENT, ""))
 
 
 def run_rollback(spec: RollbackSpec, info: RunInfo) -> PromoteResult:

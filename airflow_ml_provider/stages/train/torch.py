@@ -103,7 +103,7 @@ def fit(run: Run) -> Any:
         DataError: the loss is no longer a number.
     """
     settings = codec.decode(Settings, run.params, "params")
-    with _reproducible(settings.threads):
+    with reproducible(settings.threads):
         return _Training(run, settings).finish()
 
 
@@ -275,7 +275,7 @@ def _export(net: Any, features: int) -> Any:
 
 
 @contextmanager
-def _reproducible(threads: int) -> Iterator[None]:
+def reproducible(threads: int) -> Iterator[None]:
     """Compute in the same order every time; what was set before comes back afterwards."""
     import torch
 

@@ -12,6 +12,7 @@ from airflow.sdk import AssetOrTimeSchedule
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.runtime import InProcess, Pod
+from airflow_ml_provider.stages.optimise.spec import OptimisePolicy
 from airflow_ml_provider.templates import (
     load_config,
     maintenance_dag,
@@ -20,7 +21,7 @@ from airflow_ml_provider.templates import (
     scoring_dag,
     training_dag,
 )
-from airflow_ml_provider.templates.config import Serving
+from airflow_ml_provider.templates.config import Optimisation, Serving
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -66,6 +67,25 @@ def test_training_maps_candidates_and_decides_per_winner(config):
     assert {c["runtime"] for c in train.expand_input.value if c["engine"] == "lightgbm"} == {None}
     assert {"decide.register", "decide.gate", "decide.promote"} <= set(dag.task_ids)
     assert ("decide.gate", "decide.promote") in edges(dag)
+
+
+def test_winners_can_be_made_smaller_before_they_are_registered(config):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    asked = Optimisation(recipes=("graph", "distill+int8_dynamic"), policy=OptimisePolicy(choose="smallest"))
+    operations = replace(config.operations, runtimes={"optimise": "/opt/torch/bin/python"})
+    smaller = replace(config, operations=operations, training=replace(config.training, optimise=asked))
+    dag = training_dag(smaller, "smaller")
+    assert {("decide.optimise", "decide.evaluate_optimised"), ("decide.evaluate_optimised", "decide.register")} <= (
+        edges(dag)
+    )
+    optimise = dag.get_task("decide.optimise")
+    assert optimise.recipes == ["graph", "distill+int8_dynamic"]
+    assert optimise.policy["choose"] == "smallest"
+    assert optimise.slices == config.training.slices
+    assert "smaller or faster where that costs little" in dag.doc_md
+    DagSerialization.to_dict(dag)
+    assert "decide.optimise" not in training_dag(config).task_ids
 
 
 def test_training_starts_by_time_and_by_assets(config):

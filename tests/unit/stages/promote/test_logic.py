@@ -27,15 +27,21 @@ def model(version: int, day: int | None) -> ModelRef:
     return ModelRef("late", "", f"sha256:{version}", version=str(version), trained_until=until)
 
 
-def verdict(candidate, *holders, info=SCHEDULED, backfill="never", rolled_back=()):
+def verdict(candidate, *holders, info=SCHEDULED, backfill="never", rolled_back=(), made_from=""):
     """Decide with one holder, or with that of the alias and that of the journal."""
     held = Holders(holders, agreed=len(holders) == 1)
-    return may_promote(candidate, held, backfill=backfill, info=info, rolled_back=rolled_back)
+    return may_promote(candidate, held, backfill=backfill, info=info, rolled_back=rolled_back, made_from=made_from)
 
 
 def test_the_first_and_every_newer_one_move():
     assert verdict(model(1, 7)).outcome == "move"
     assert verdict(model(2, 14), model(1, 7)).outcome == "move"
+
+
+def test_what_was_made_from_the_holder_may_replace_it_with_the_same_data():
+    assert verdict(model(2, 7), model(1, 7), made_from="sha256:1").outcome == "move"
+    assert verdict(model(2, 7), model(1, 7), made_from="sha256:3").outcome == "refuse"
+    assert verdict(model(2, 6), model(1, 7), made_from="sha256:1").outcome == "refuse"
 
 
 @pytest.mark.parametrize("day", [6, 7])
