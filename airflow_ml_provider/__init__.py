@@ -32,6 +32,7 @@ _PUBLIC = {
     "MonitorOperator": "operators.monitor",
     "DeployOperator": "operators.deploy",
     "RolloutOperator": "operators.deploy",
+    "RolloutOutcomeOperator": "operators.deploy",
     "UndeployOperator": "operators.deploy",
     "ReapOperator": "operators.reap",
     "training_dag": "templates",

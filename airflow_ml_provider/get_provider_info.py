@@ -10,7 +10,7 @@ _OPERATORS = (
     "ingest", "validate", "features", "train", "optimise", "evaluate", "register", "gate", "promote", "score",
     "monitor", "deploy", "reap",
 )  # fmt: skip
-_SENSORS = ("partition", "labels", "freshness", "alias", "drift")
+_SENSORS = ("partition", "labels", "freshness", "alias", "drift", "serving")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")
 _ALL_FIELDS = ("port", "login", "password", "schema", "extra")
 
@@ -47,6 +47,7 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "train", "class-name": f"{_PACKAGE}.decorators.train.train_task"},
             {"name": "ingest", "class-name": f"{_PACKAGE}.decorators.ingest.ingest_task"},
+            {"name": "deploy", "class-name": f"{_PACKAGE}.decorators.deploy.deploy_task"},
         ],
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in _LINKS],
         "cli": [f"{_PACKAGE}.cli.definition.get_ml_cli_commands"],

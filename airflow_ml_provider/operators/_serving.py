@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
@@ -20,6 +20,7 @@ from airflow_ml_provider.stages.deploy import place as places
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_ml_provider.refs import ModelRef, ReportRef
     from airflow_ml_provider.stages.deploy.place import Place
     from airflow_ml_provider.stages.deploy.service import Observed, Serving
 
@@ -143,6 +144,39 @@ class ServingOperator(StageOperator):
         if not has_ended(states, rollout["run_id"]):
             raise Refused(f"service {self.service!r} is being changed by {whose}; wait until that has ended")
         self.log.warning("service %s was left in the rollout of %s, which has ended", self.service, whose)
+
+
+class GatedServingOperator(ServingOperator):
+    """Base of the operators that bring a model before users: it must have passed the gate.
+
+    Parameters:
+        gate: `required`: the registry must hold the gate's passing evidence for exactly this model; the result of
+            `gate`, or its `evidence`: that record must be it, without a registry; `waived`: none is asked for.
+    """
+
+    template_fields: Sequence[str] = (*ServingOperator.template_fields, "gate")
+    uses_mlflow: ClassVar[bool] = True
+
+    def __init__(self, *, gate: str | ReportRef | Mapping[str, Any] = "required", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(gate, str) and "{{" not in gate and gate not in ("required", "waived"):
+            from airflow_ml_provider.stages.gate import admission
+
+            admission.check(gate)
+        self.gate = gate
+
+    def _refusal(self, model: ModelRef) -> Result | None:
+        """Return the refusal of a model that the gate has not let pass; none if it has.
+
+        Raises:
+            IntegrityError: the evidence was altered, or is about another model.
+        """
+        from airflow_ml_provider.stages.gate import admission
+
+        env = self.environment() if self.gate == admission.REQUIRED else {}
+        if not (objection := admission.objection(self.gate, model, env)):
+            return None
+        return Result(status="refused", reason=f"not deployed to {self.service!r}: {objection}", inputs=(model,))
 
 
 def seconds(value: Any, what: str) -> float:

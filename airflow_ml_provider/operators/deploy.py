@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Refused, SpecError, StageCrashed, invalid
-from airflow_ml_provider.operators._serving import ServingOperator, seconds
-from airflow_ml_provider.refs import ModelRef, as_ref
+from airflow_ml_provider.operators._base import StageOperator
+from airflow_ml_provider.operators._context import resolve_interval, run_info
+from airflow_ml_provider.operators._serving import GatedServingOperator, ServingOperator, seconds
+from airflow_ml_provider.refs import ModelRef, ReportRef, as_ref
 from airflow_ml_provider.stages import Result
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_ml_provider.stages.deploy.state import RolloutState
 
 
-class DeployOperator(ServingOperator):
+class DeployOperator(GatedServingOperator):
     """Serve a version of a model: create the service or change it, and wait until it truly answers.
 
     The task has succeeded when the place says that this very version is ready, and the service has answered a request.
@@ -39,7 +41,14 @@ class DeployOperator(ServingOperator):
         wait_s: the version must be ready within so many seconds.
     """
 
-    template_fields: Sequence[str] = (*ServingOperator.template_fields, "model", "server", "rows", "existing", "wait_s")
+    template_fields: Sequence[str] = (
+        *GatedServingOperator.template_fields,
+        "model",
+        "server",
+        "rows",
+        "existing",
+        "wait_s",
+    )
 
     def __init__(
         self,
@@ -74,6 +83,8 @@ class DeployOperator(ServingOperator):
             wanted, revision = observed.wanted, observed.revision
             before = wanted.stable if is_over(wanted) else stable_of(wanted)
         if observed is None or observed.wanted.stable != version or not is_over(observed.wanted):
+            if refusal := self._refusal(version.model):
+                return refusal
             self.log.info("service %s: version %s instead of %s", self.service, version.name, before and before.name)
             rollout = rollout_of(self.info, before, version)
             self.serving.put(Service(self.service, version, rollout=rollout), revision)
@@ -84,6 +95,7 @@ class DeployOperator(ServingOperator):
 
     def _settled(self) -> Result | None:
         """Return the result if the version is ready; none while it may become so."""
+        from airflow_ml_provider.stages.deploy.requests import rows_for
         from airflow_ml_provider.stages.deploy.service import Service
 
         version, observed = self._version(), self.serving.look(self.service)
@@ -95,7 +107,7 @@ class DeployOperator(ServingOperator):
         if state.phase == "waits":
             self.log.info("version %s is not ready yet: %s", version.name, state.why)
             return None
-        if rows := self._rows(version):
+        if rows := rows_for(version.model, self.rows):
             self.log.info("version %s answers %s", *reversed(self.serving.predict(self.service, rows)))
         self.serving.put(Service(self.service, version), observed.revision)
         return Result(inputs=(version.model,), outputs=(version.model,), links={"service": observed.address})
@@ -106,22 +118,8 @@ class DeployOperator(ServingOperator):
 
         return version_of(as_ref(ModelRef, self.model, "model"), codec.decode(Server, self.server or {}, "server"))
 
-    def _rows(self, version: Version) -> Mapping[str, Sequence[Any]]:
-        """Return the rows to ask with."""
-        from airflow_ml_provider import models, tables
-        from airflow_ml_provider.exceptions import DataError
 
-        if self.rows is not None:
-            return self.rows
-        try:
-            inputs = models.read_manifest(tables.local_path(version.model.uri)).inputs
-        except (DataError, SpecError) as error:
-            self.log.warning("the service is asked nothing, for want of rows: %s", error)
-            return {}
-        return {column: [0.0 if kind == "float" else ""] for column, kind in inputs.items()}
-
-
-class RolloutOperator(ServingOperator):
+class RolloutOperator(GatedServingOperator):
     """Move a service's traffic to another version of its model, step by step, and back at the first bad sign.
 
     The candidate is deployed beside the stable version; then the policy moves the traffic and checks at every step what
@@ -139,7 +137,7 @@ class RolloutOperator(ServingOperator):
         on_refusal: `fail` the task when the candidate is rolled back, or `skip` it.
     """
 
-    template_fields: Sequence[str] = (*ServingOperator.template_fields, "model", "evidence", "policy", "server")
+    template_fields: Sequence[str] = (*GatedServingOperator.template_fields, "model", "evidence", "policy", "server")
 
     def __init__(
         self,
@@ -174,6 +172,8 @@ class RolloutOperator(ServingOperator):
         if candidate.model.digest == stable.model.digest:
             said = f"version {stable.name!r} of service {self.service!r} is this model already"
             return Result(reason=said, inputs=(stable.model,), outputs=(stable.model,))
+        if refusal := self._refusal(candidate.model):
+            return refusal
         self._start(observed, stable, candidate)
         return self.begin(context)
 
@@ -254,6 +254,52 @@ class UndeployOperator(ServingOperator):
         self._check_free(context, observed)
         self.serving.remove(self.service)
         return Result(inputs=(observed.wanted.stable.model,))
+
+
+class RolloutOutcomeOperator(StageOperator):
+    """Update the task's outlets if a rollout has ended in a certain way, else skip the task.
+
+    Airflow updates no asset for a task that fails or is skipped, as `RolloutOperator` does when it rolls back. This one
+    stands behind it, so that others can be started by what has become of a candidate. An event's extra has the digests
+    of candidate and evidence. A rollout that was never begun, or was killed, has no outcome.
+
+    Parameters:
+        rollout: the result of `RolloutOperator`, its `output`.
+        outcome: `done`, or `rolled_back`; the latter's trigger rule is `all_done` unless told otherwise.
+    """
+
+    template_fields: Sequence[str] = (*StageOperator.template_fields, "rollout", "outcome")
+    ui_color = "#e8dff5"
+
+    def __init__(self, *, rollout: Mapping[str, Any] | None, outcome: str, **kwargs: Any) -> None:
+        if outcome == "rolled_back":
+            kwargs.setdefault("trigger_rule", "all_done")
+        super().__init__(**kwargs)
+        if "{{" not in str(outcome):
+            _check_outcome(outcome)
+        self.rollout, self.outcome = rollout, outcome
+
+    def work(self, context: Context) -> Any:
+        _check_outcome(self.outcome)
+        interval = resolve_interval(context, self.grain, self.interval)
+        self.info = run_info(context, interval)
+        return self._done(context, self._what_happened(), interval)
+
+    def _what_happened(self) -> Result:
+        found = self.rollout or {}
+        if not found.get("rollout"):
+            return Result(status="skipped", reason="no rollout has come to an end")
+        report = as_ref(ReportRef, found["rollout"], "rollout")
+        ended = "done" if report.passed else "rolled_back"
+        if ended != self.outcome:
+            return Result(status="skipped", reason=f"the rollout ended {ended}, not {self.outcome}")
+        model = as_ref(ModelRef, found["model"], "model")
+        return Result(reason=str(found.get("reason", "")), inputs=(report,), outputs=(model, report))
+
+
+def _check_outcome(value: str) -> None:
+    if value not in ("done", "rolled_back"):
+        raise invalid("outcome", value, "done or rolled_back")
 
 
 def _check_existing(value: str) -> None:

@@ -300,15 +300,20 @@ CHECKS: dict[str, type[Check]] = {
 }
 
 
-def load(check: str, question: Mapping[str, Any]) -> Check:
+def load(check: str, question: Mapping[str, Any], known: Mapping[str, type[Check]] = CHECKS) -> Check:
     """Return the check of a name with its parameters.
+
+    Parameters:
+        check: the name.
+        question: the parameters, as JSON.
+        known: name to check.
 
     Raises:
         SpecError: there is no such check, or the parameters do not fit it.
     """
-    if check not in CHECKS:
-        raise unknown_name("check", check, CHECKS)
-    return codec.decode(CHECKS[check], question, f"check {check!r}")
+    if check not in known:
+        raise unknown_name("check", check, known)
+    return codec.decode(known[check], question, f"check {check!r}")
 
 
 def poll(check: Check, settings: Callable[[], Mapping[str, str]]) -> Answer:

@@ -221,12 +221,14 @@ class Serving:
         policy: attributes of a `RolloutPolicy`.
         server: attributes of a `Server`.
         on_refusal: a candidate that is rolled back fails its task (`fail`) or skips it (`skip`).
+        gate: `required`: only models with the gate's passing evidence are served; `waived`: any.
     """
 
     place: Mapping[str, Any]
     policy: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
     on_refusal: Literal["fail", "skip"] = "fail"
+    gate: Literal["required", "waived"] = "required"
 
     def __post_init__(self) -> None:
         from airflow_ml_provider.stages.deploy.place import resolve

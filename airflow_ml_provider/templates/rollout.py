@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG
 
 from airflow_ml_provider.exceptions import SpecError
-from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
-from airflow_ml_provider.templates._parts import champion_asset, dag_arguments
+from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator, RolloutOutcomeOperator
+from airflow_ml_provider.templates._parts import asset, champion_asset, dag_arguments
 
 if TYPE_CHECKING:
     from airflow_ml_provider.templates.config import PipelineConfig, Serving
@@ -18,7 +18,8 @@ _DOC = """\
 
 Each model has a service of its own: {services}. A service that does not exist yet is deployed with the champion. Later
 the champion is tried out beside the version that answers, gets its traffic step by step, and is taken away at the
-first bad sign; what both did is in the evidence.
+first bad sign; what both did is in the evidence.{gate} How it ends updates the asset `SERVICE.rolled_out` or
+`SERVICE.rolled_back`.
 
 Starts when a champion was promoted (`{asset}`), or by hand; what serves already stays as it is.
 """
@@ -36,10 +37,15 @@ def rollout_dag(config: PipelineConfig, dag_id: str | None = None) -> DAG:
     if serving is None:
         raise SpecError(f"pipeline {config.name!r} has no serving: add where its champions shall answer requests")
     services = {model: service_name(model) for model in config.models}
-    asset = champion_asset(config)
-    doc = _DOC.format(name=config.name, services=", ".join(f"`{s}`" for s in services.values()), asset=asset.name)
+    started_by = champion_asset(config)
+    doc = _DOC.format(
+        name=config.name,
+        services=", ".join(f"`{service}`" for service in services.values()),
+        asset=started_by.name,
+        gate=" Only what the gate let pass is served." if serving.gate == "required" else "",
+    )
     with DAG(
-        dag_id or f"{config.name}_rollout", schedule=[asset], doc_md=doc, **dag_arguments(config, None, "rollout")
+        dag_id or f"{config.name}_rollout", schedule=[started_by], doc_md=doc, **dag_arguments(config, None, "rollout")
     ) as dag:
         for model, service in services.items():
             task_group(group_id=model)(_serve)(config, serving, model, service)
@@ -62,6 +68,8 @@ def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -
         "service": service,
         "place": serving.place,
         "server": serving.server,
+        "gate": serving.gate,
+        "mlflow_conn_id": config.operations.mlflow_conn_id,
         "grain": config.grain,
     }
     champion = ModelAliasSensor(
@@ -78,3 +86,7 @@ def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -
         **common,
     )
     deploy >> rollout
+    ended: Any = rollout.output
+    for task_id, outcome in (("rolled_out", "done"), ("rolled_back", "rolled_back")):
+        outlet = asset(f"{service}.{task_id}")
+        RolloutOutcomeOperator(task_id=task_id, rollout=ended, outcome=outcome, outlets=[outlet], grain=config.grain)

@@ -10,10 +10,11 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_ml_provider.exceptions import MlError, invalid
 from airflow_ml_provider.stages import checks
+from airflow_ml_provider.triggers._services import SERVICE_CHECKS
 
 
 class CheckTrigger(BaseTrigger):
-    """Ask one of `stages.checks.CHECKS` again and again, in a thread, until it is done.
+    """Ask one of `stages.checks.CHECKS`, or of those about services, again and again, in a thread, until it is done.
 
     The event is `{"status": "done", "value": …}` or `{"status": "error", "message": …}`. How long to wait is the
     business of the task that defers.
@@ -45,7 +46,7 @@ class CheckTrigger(BaseTrigger):
         """Give one event, once there is something to tell."""
         try:
             told: dict[str, Any]
-            check, said = checks.load(self.check, self.question), ""
+            check, said = checks.load(self.check, self.question, {**checks.CHECKS, **SERVICE_CHECKS}), ""
             while not (answer := await self._look(check)).done:
                 if answer.message != said:
                     said = answer.message
@@ -58,9 +59,11 @@ class CheckTrigger(BaseTrigger):
         yield TriggerEvent(told)  # type: ignore[no-untyped-call]
 
     async def _look(self, check: checks.Check) -> checks.Answer:
-        # The thread that looks must not read connections: Airflow before 3.3 answers only threads of asgiref.
+        from asgiref.sync import sync_to_async
+
         env = await settings(self.mlflow_conn_id)
-        return await asyncio.to_thread(checks.poll, check, lambda: env)
+        # A check of a service reads the connection of its place: Airflow before 3.3 answers only threads of asgiref.
+        return await sync_to_async(checks.poll, thread_sensitive=False)(check, lambda: env)
 
 
 async def settings(mlflow_conn_id: str | None) -> dict[str, str]:

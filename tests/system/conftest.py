@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ sys.path.insert(0, str(REPO / "dev-airflow"))
 
 import cluster as kubernetes  # noqa: E402
 from airflow_api import AirflowApi  # noqa: E402
-from services import Stack  # noqa: E402
+from services import BIN, Stack  # noqa: E402
 
 # A policy that real models of a week of flights meet, one that none does, and a DAG with each.
 LENIENT = """\
@@ -98,6 +100,51 @@ with DAG("pods_own", schedule=None):
 
     fit(strength=0.5)
 """
+ROLLING_DAG = """\
+# An Airflow DAG that rolls a model out, whose workers stop where they are told to, for somebody to kill them there.
+import os, time
+from datetime import timedelta
+from airflow.sdk import DAG, Asset
+from airflow_ml_provider import DeployOperator, RolloutOperator, RolloutOutcomeOperator
+
+STORE = os.environ["ML_STORE"]
+PLACE = {"local": {"root": STORE + "/services", "python": os.environ["ML_TOOLS_PYTHON"]}}
+
+def stop(point):
+    asked = f"{STORE}/rolling/{point}"
+    if os.path.exists(asked):
+        os.rename(asked, f"{STORE}/rolling/stopped")
+        with open(f"{STORE}/rolling/pid", "w") as file:
+            file.write(f"{os.getpid()} {point}\\n")
+        time.sleep(600)
+
+class Rollout(RolloutOperator):
+    def begin(self, context):
+        stop("begin")
+        return super().begin(context)
+
+    def proceed(self, context, state):
+        stop("before-" + state["phase"])
+        return super().proceed(context, state)
+
+    def defer(self, *, trigger, **kwargs):
+        stop("after-" + trigger.state["phase"])
+        super().defer(trigger=trigger, **kwargs)
+
+PARAMS = {"model": {}, "policy": {}, "service": "rolling"}
+with DAG("rolling", schedule=None, params=PARAMS, render_template_as_native_obj=True):
+    common = {"service": "{{ params.service }}", "place": PLACE, "model": "{{ params.model }}", "gate": "waived"}
+    deploy = DeployOperator(task_id="deploy", existing="keep", **common)
+    rollout = Rollout(
+        task_id="rollout", evidence=STORE + "/evidence", policy="{{ params.policy }}", poll_s=0.5, retries=15,
+        retry_delay=timedelta(seconds=0.1), **common,
+    )
+    deploy >> rollout
+    for task_id, outcome in (("rolled_out", "done"), ("rolled_back", "rolled_back")):
+        RolloutOutcomeOperator(
+            task_id=task_id, rollout=rollout.output, outcome=outcome, outlets=[Asset("rolling." + task_id)]
+        )
+"""
 # Stands before the real module in pods of these DAGs: the stage counts, and works once the file is gone.
 HELD_DUCKDB = """\
 import itertools, os, sys, time
@@ -168,6 +215,26 @@ class Flights:
             found.setdefault(task["task_id"], set()).add(str(task["state"]))
         return found
 
+    @contextmanager
+    def without(self, component: str) -> Iterator[None]:
+        """Kill a component of Airflow with all its processes, and start it again afterwards, as it was."""
+        services = self.stack.services
+        members = [pid for name in services.names() for pid in services.members(name)]
+        commands = {pid: _read(Path(f"/proc/{pid}/cmdline")).decode().split("\0")[:-1] for pid in members}
+        whole = {pid for pid, command in commands.items() if command[1:] == [str(BIN / "airflow"), component]}
+        first = next(pid for pid in whole if _parent(pid) not in whole)
+        environment = _read(Path(f"/proc/{first}/environ")).decode().split("\0")[:-1]
+        while grown := {pid for pid in members if pid not in whole and _parent(pid) in whole}:
+            whole |= grown
+        for pid in whole:
+            os.kill(pid, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            services.stop(component)  # what is left of one that was started here before
+            settings = {"AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5"}  # to know sooner it was killed
+            services.start(component, commands[first], dict(line.split("=", 1) for line in environment) | settings)
+
     def why(self, dag_id: str, run: dict) -> str:
         """Return what went wrong in a run, for the message of a failed assertion."""
         run_logs = self.stack.state / "airflow" / "logs" / f"dag_id={dag_id}" / f"run_id={run['dag_run_id']}"
@@ -176,6 +243,19 @@ class Flights:
         ]
         errors = [line[:1500] for line in lines if '"level":"error"' in line or '"level":"warning"' in line]
         return f"{self.states(dag_id, run)}\n" + "\n".join(errors[-12:])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended meanwhile
+        return b""
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of a process; 0 once it has ended."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
 
 
 @pytest.fixture(scope="session")
@@ -188,6 +268,7 @@ def flights(tmp_path_factory):
     (dags / "flight_delay" / "strict.yaml").write_text(STRICT)
     (dags / "flight_delay_strict.py").write_text(STRICT_DAG)
     (dags / "ordered.py").write_text(ORDERED_DAG)
+    (dags / "rolling.py").write_text(ROLLING_DAG)
     _prepare_pods(state, dags)
     _patch(dags / "flight_delay" / "pipeline.yaml", FLIGHTS)
     _patch(dags / "seattle_rain" / "pipeline.yaml", SEATTLE)
@@ -202,6 +283,7 @@ def flights(tmp_path_factory):
                 found.ROLLBACK,
                 found.STRICT,
                 "ordered",
+                "rolling",
                 "pods",
                 "pods_own",
                 "flight_delay_training_on_pods",

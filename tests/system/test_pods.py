@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -71,33 +69,6 @@ def mark(flights, what: str, as_: str) -> None:
     flights.api.call("PATCH", f"dags/{DAG}/dagRuns/{what}", {key: as_})
 
 
-@contextmanager
-def without(flights, component: str) -> Iterator[None]:
-    """Kill a component of Airflow with all its processes, and start it again afterwards, as it was."""
-    services = flights.stack.services
-    members = [pid for name in services.names() for pid in services.members(name)]
-    commands = {pid: read(Path(f"/proc/{pid}/cmdline")).decode().split("\0")[:-1] for pid in members}
-    whole = {pid for pid, command in commands.items() if command[1:] == [str(BIN / "airflow"), component]}
-    first = next(pid for pid in whole if parent(pid) not in whole)
-    environment = read(Path(f"/proc/{first}/environ")).decode().split("\0")[:-1]
-    while grown := {pid for pid in members if pid not in whole and parent(pid) in whole}:
-        whole |= grown
-    for pid in whole:
-        os.kill(pid, signal.SIGKILL)
-    try:
-        yield
-    finally:
-        services.stop(component)  # what is left of one that was started here before
-        settings = {"AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5"}  # to know sooner that it was killed
-        services.start(component, commands[first], dict(line.split("=", 1) for line in environment) | settings)
-
-
-def parent(pid: int) -> int:
-    """Return the parent of a process; 0 once it has ended."""
-    fields = read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
-    return int(fields[1]) if fields else 0
-
-
 def held(flights, run_id: str) -> list[int]:
     """Return how far the pod has counted, as the task's log has it."""
     lines = [line.split() for line in flights.api.log(DAG, run_id, "ingest")]
@@ -144,7 +115,7 @@ def test_a_triggerer_that_is_killed_is_succeeded_by_another(flights, cluster, ho
     """The pod goes on meanwhile; the log has each of its lines once."""
     ((run_id, pod),) = begun(flights, cluster)
     until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
-    with without(flights, "triggerer"):
+    with flights.without("triggerer"):
         seen = held(flights, run_id)[-1]
     until(lambda: held(flights, run_id)[-1] > seen, 90, "no other triggerer takes over")
     hold.unlink()
@@ -177,7 +148,7 @@ def test_a_lost_pod_s_lines_stay_in_the_log_when_it_is_replaced(flights, cluster
 def test_a_scheduler_that_is_killed_finds_the_task_where_it_was(flights, cluster, hold):
     """Its workers die with it; the pod ends while it is away."""
     ((run_id, pod),) = begun(flights, cluster)
-    with without(flights, "scheduler"):
+    with flights.without("scheduler"):
         hold.unlink()
         until(lambda: state(flights, run_id) == "scheduled", 60, "the triggerer tells nothing")
     run = ended(flights, run_id)
@@ -189,7 +160,7 @@ def test_a_scheduler_that_is_killed_finds_the_task_where_it_was(flights, cluster
 
 def test_what_is_deleted_while_no_triggerer_runs_is_left_to_the_reaper(flights, cluster, hold):
     (kept, pod), (deleted, lost) = begun(flights, cluster, runs=2)
-    with without(flights, "triggerer"):
+    with flights.without("triggerer"):
         mark(flights, deleted, as_="failed")
         flights.api.call("DELETE", f"dags/{DAG}/dagRuns/{deleted}")
         seen = len(held(flights, kept))

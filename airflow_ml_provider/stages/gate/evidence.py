@@ -112,6 +112,27 @@ def verify(body: Mapping[str, Any], model: ModelRef, trained_until: Any, thresho
         raise IntegrityError(f"evidence of {model.name!r} version {model.version}: {'; '.join(found)}")
 
 
+def objection(
+    body: Optional[Mapping[str, Any]], model: ModelRef, trained_until: Any, threshold: Optional[float] = None
+) -> str:
+    """Return why a record does not let exactly this model go on; empty when it does. None is no record.
+
+    Parameters:
+        body: the record.
+        model: the model.
+        trained_until: as the package says.
+        threshold: operating point that the version is used with.
+
+    Raises:
+        IntegrityError: the record is about another model, or not consistent.
+    """
+    name = f"{model.name} version {model.version}" if model.version else f"{model.name} {model.digest}"
+    if body is None:
+        return f"{name} has no evidence; let the gate judge it first"
+    verify(body, model, trained_until, threshold)
+    return "" if body["decision"] == PASSED else f"the evidence speaks against {name}: {body['reason']}"
+
+
 def _model(ref: ModelRef, manifest: Optional[Manifest] = None) -> dict[str, Any]:
     return {
         "name": ref.name,

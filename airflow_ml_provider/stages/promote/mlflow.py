@@ -61,12 +61,9 @@ def _objection(registry: Registry, model: ModelRef, record: Optional[dict[str, A
     Raises:
         IntegrityError: the evidence, or the files that the registry stores, are about another model.
     """
-    if record is None:
-        return f"{_name(model)} has no evidence; let the gate judge it first"
-    evidence.verify(record, model, _stored(registry, model).trained_until, registry.threshold(model))
-    if record["decision"] != evidence.PASSED:
-        return f"the evidence speaks against {_name(model)}: {record['reason']}"
-    return judged_against_another(model, record, holders)
+    trained_until = None if record is None else _stored(registry, model).trained_until
+    found = evidence.objection(record, model, trained_until, registry.threshold(model))
+    return found or ("" if record is None else judged_against_another(model, record, holders))
 
 
 def _made_from(registry: Registry, model: ModelRef, holders: Holders) -> str:

@@ -73,7 +73,10 @@ def models(tmp_path):
 @pytest.fixture
 def place(tmp_path, models):
     local = Local(str(tmp_path / "services"), python=sys.executable)
-    run(DeployOperator(task_id="deploy", service="late", place=local, model=models["stable"], poll_s=0.2))
+    deploy = DeployOperator(
+        task_id="deploy", service="late", place=local, model=models["stable"], poll_s=0.2, gate="waived"
+    )
+    run(deploy)
     yield LocalServing(local)
     launch.stop(tmp_path / "services", "late")
 
@@ -81,8 +84,9 @@ def place(tmp_path, models):
 def rollout(tmp_path: Path, model) -> RolloutOperator:
     local = {"local": {"root": str(tmp_path / "services"), "python": sys.executable}}
     return RolloutOperator(
-        task_id="rollout", service="late", place=local, model=model, evidence=str(tmp_path), policy=QUICK, poll_s=0.2
-    )
+        task_id="rollout", service="late", place=local, model=model, evidence=str(tmp_path), policy=QUICK, poll_s=0.2,
+        gate="waived",
+    )  # fmt: skip
 
 
 def run(operator, **ids):

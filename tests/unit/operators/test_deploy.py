@@ -7,11 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_ml_provider.exceptions import SpecError, StageCrashed, Unavailable
-from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator, UndeployOperator
-from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.operators.deploy import (
+    DeployOperator,
+    RolloutOperator,
+    RolloutOutcomeOperator,
+    UndeployOperator,
+)
+from airflow_ml_provider.refs import ModelRef, ReportRef
 from airflow_ml_provider.stages.deploy.policy import ErrorRate, RolloutPolicy
 from airflow_ml_provider.stages.deploy.service import Server, Service, Version
 from airflow_ml_provider.testing.context import context
@@ -51,11 +57,12 @@ def clock(monkeypatch):
 
 
 def deploy(number: int, **kwargs) -> DeployOperator:
-    return DeployOperator(task_id="deploy", service="flights", place=PLACE, model=model(number), **kwargs)
+    settings = {"gate": "waived", **kwargs}
+    return DeployOperator(task_id="deploy", service="flights", place=PLACE, model=model(number), **settings)
 
 
 def rollout(number: int, folder: Path, **kwargs) -> RolloutOperator:
-    settings = {"policy": QUICK, "poll_s": 0.01, **kwargs}
+    settings = {"policy": QUICK, "poll_s": 0.01, "gate": "waived", **kwargs}
     return RolloutOperator(
         task_id="rollout", service="flights", place=PLACE, model=model(number), evidence=str(folder), **settings
     )
@@ -310,3 +317,105 @@ class TestUndeploy:
     def test_what_is_not_there_is_skipped(self, place):
         with pytest.raises(AirflowSkipException, match="does not exist"):
             run(UndeployOperator(task_id="u", service="flights", place=PLACE))
+
+
+class TestGate:
+    @pytest.fixture
+    def judged(self, tmp_path):
+        """Make the evidence of a decision about a model."""
+        from airflow_ml_provider import codec, tables
+
+        def write(number: int, decision: str = "passed") -> dict:
+            criteria = [{"name": "metric.auc", "passed": decision == "passed"}]
+            subject = {"digest": model(number).digest, "trained_until": None}
+            body = {"kind": "airflow_ml.evidence/1", "decision": decision, "reason": "auc is 0.5", "model": subject}
+            file = tables.write_text(tmp_path / "e.json", codec.canonical({**body, "criteria": criteria}))
+            ref = ReportRef("evidence", str(file), tables.file_digest(file))
+            return {"status": "ok", "evidence": codec.encode(ref)}
+
+        return write
+
+    def test_what_it_let_pass_is_served(self, place, clock, judged, tmp_path):
+        run(deploy(1, gate=judged(1)))
+        run(rollout(2, tmp_path, gate=judged(2)), lambda: place.serve("flights", 3000), run_id="r2")
+        assert place.look("flights").wanted.stable == version(2)
+
+    def test_nothing_is_touched_for_what_it_did_not(self, place, judged, tmp_path):
+        refused = r"refused: not deployed to 'flights': the evidence speaks against flights version 2: auc is 0\.5"
+        with pytest.raises(AirflowFailException, match=refused):
+            run(deploy(2, gate=judged(2, "refused")))
+        assert place.look("flights") is None
+        run(deploy(1))
+        before = place.look("flights")
+        for make in (deploy, lambda number, **kwargs: rollout(number, tmp_path, **kwargs)):
+            with pytest.raises(AirflowFailException, match=refused):
+                run(make(2, gate=judged(2, "refused")))
+            with pytest.raises(AirflowSkipException):
+                run(make(2, gate=judged(2, "refused"), on_refusal="skip"))
+            with pytest.raises(AirflowFailException, match="it is about model"):  # altered: whatever on_refusal says
+                run(make(2, gate=judged(3), on_refusal="skip"))
+        assert place.look("flights") == before
+
+    def test_what_serves_already_is_not_judged_again(self, place, judged):
+        run(deploy(1))
+        assert run(deploy(1, gate=judged(1, "refused")))["status"] == "ok"
+        assert run(deploy(2, gate=judged(2, "refused"), existing="keep"))["status"] == "ok"
+
+    def test_the_registry_is_asked_by_default(self, place, monkeypatch):
+        asked = []
+
+        def from_env(cls, env):
+            asked.append(env)
+            raise Unavailable("MLflow did not answer")
+
+        monkeypatch.setenv("AIRFLOW_CONN_ML", '{"conn_type": "mlflow", "host": "https://mlflow.example"}')
+        monkeypatch.setattr("airflow_ml_provider.registry.Registry.from_env", classmethod(from_env))
+        task = DeployOperator(task_id="t", service="flights", place=PLACE, model=model(1), mlflow_conn_id="ml")
+        with pytest.raises(Unavailable):
+            run(task)
+        assert asked == [{"MLFLOW_TRACKING_URI": "https://mlflow.example"}]
+        assert place.look("flights") is None
+
+    def test_bad_values(self):
+        with pytest.raises(SpecError, match="gate must be 'required', 'waived'"):
+            deploy(1, gate="optional")
+
+
+class TestOutcome:
+    def told(self, value, outcome: str):
+        asset = Asset(f"flights.{outcome}")
+        task = RolloutOutcomeOperator(task_id="t", rollout=value, outcome=outcome, outlets=[asset])
+        body = context()
+        task.execute(body)
+        return body["outlet_events"][asset].extra
+
+    def test_each_outcome_has_its_task(self, place, clock, tmp_path):
+        run(deploy(1))
+        value = run(rollout(2, tmp_path), lambda: place.serve("flights", 3000), run_id="r2")
+        extra = self.told(value, "done")
+        assert extra["digests"] == {"flights": model(2).digest, "rollout of flights": value["rollout"]["digest"]}
+        with pytest.raises(AirflowSkipException, match="the rollout ended done, not rolled_back"):
+            self.told(value, "rolled_back")
+
+    def test_a_refused_task_s_result_is_there(self, place, clock, tmp_path):
+        run(deploy(1))
+        place.behaviours["v2"] = Behaviour(error_rate=0.2)
+        operator, body = rollout(2, tmp_path), context(run_id="r2")
+        with pytest.raises(AirflowFailException):
+            run(operator, lambda: place.serve("flights", 3000), run_id="r2")
+        with pytest.raises(AirflowFailException):  # another try, which finds what has become of it
+            operator.execute(body)
+        value = body["ti"].xcoms["return_value"]
+        assert self.told(value, "rolled_back")["digests"]["flights"] == model(2).digest
+        with pytest.raises(AirflowSkipException):
+            self.told(value, "done")
+
+    @pytest.mark.parametrize("value", [None, {"status": "ok", "reason": "this model already"}])
+    @pytest.mark.parametrize("outcome", ["done", "rolled_back"])
+    def test_without_an_outcome_both_are_skipped(self, value, outcome):
+        with pytest.raises(AirflowSkipException, match="no rollout has come to an end"):
+            self.told(value, outcome)
+
+    def test_other_outcomes(self):
+        with pytest.raises(SpecError, match="outcome must be done or rolled_back"):
+            RolloutOutcomeOperator(task_id="t", rollout=None, outcome="good")

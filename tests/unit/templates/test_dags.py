@@ -171,8 +171,23 @@ def test_champions_are_rolled_out_when_one_was_promoted(config):
         deploy, rollout = dag.get_task(f"{model}.deploy"), dag.get_task(f"{model}.rollout")
         assert deploy.existing == "keep"
         assert deploy.downstream_task_ids == {rollout.task_id}
-        assert {deploy.service, rollout.service} == {model.lower().replace("_", "-")}
+        assert (deploy.gate, rollout.gate) == ("required", "required")
+        service = model.lower().replace("_", "-")
+        assert {deploy.service, rollout.service} == {service}
+        told = {outlet.name: task.trigger_rule for task in dag.tasks for outlet in task.outlets}
+        assert told[f"{service}.rolled_out"] == "all_success"
+        assert told[f"{service}.rolled_back"] == "all_done"
+        assert rollout.downstream_task_ids == {f"{model}.rolled_out", f"{model}.rolled_back"}
         assert (rollout.place, rollout.policy, rollout.on_refusal) == (place, {"bake_s": 60}, "skip")
+
+
+def test_the_gate_can_be_waived_for_a_pipeline(config):
+    serving = Serving({"local": {"root": "/services"}}, gate="waived")
+    dag = rollout_dag(replace(config, serving=serving), "waived")
+    operators = [task for task in dag.tasks if hasattr(task, "gate")]
+    assert len(operators) == 2 * len(config.models)
+    assert {task.gate for task in operators} == {"waived"}
+    assert "Only what the gate let pass" not in dag.doc_md
 
 
 def test_who_serves_nothing_rolls_out_nothing(config):
