@@ -92,7 +92,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     spec = OptimiseSpec(
         model, rows, str(folder / f"run{number}"), recipes=recipes, slices=("group",), batch_sizes=BATCHES,
-        repeats=calls, policy=OptimisePolicy(batch_size=1),
+        repeats=calls, resamples=100, policy=OptimisePolicy(batch_size=1),
     )  # fmt: skip
     result: Any = run(spec, RunInfo())
     found: list[dict[str, Any]] = json.loads(Path(result.report.uri).read_text())["candidates"]

@@ -15,7 +15,7 @@ SMALL = {
     "airflow_cost": ("--repeat", "1"),
     "asof_join": ("--rows", "20000", "--labels", "2000", "--densities", "10", "--repeat", "1"),
     "drift": ("--rows", "20000"),
-    "optimise": ("--rows", "2000", "--hidden", "32", "--calls", "2", "--repeat", "1"),
+    "optimise": ("--rows", "1000", "--hidden", "32", "--calls", "2", "--repeat", "1"),
     "score": ("--rows", "20000", "--repeat", "1"),
     "serving": ("--requests", "20", "--seconds", "0.2", "--clients", "4"),
     "slices": ("--rows", "20000", "--resamples", "20"),
