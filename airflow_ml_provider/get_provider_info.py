@@ -38,7 +38,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             _modules("MLflow", "hooks", "mlflow", "registry"),
             _modules("Feast", "hooks", "feast"),
-            _modules("KServe", "hooks", "kserve"),
+            _modules("KServe", "hooks", "kserve", "gitops"),
             _modules("OpenLineage", "hooks", "lineage"),
             _modules("Prometheus", "hooks", "prometheus"),
         ],
