@@ -34,6 +34,7 @@ _PUBLIC = {
     "RolloutOperator": "operators.deploy",
     "RolloutOutcomeOperator": "operators.deploy",
     "UndeployOperator": "operators.deploy",
+    "OtaReleaseOperator": "operators.edge",
     "ReapOperator": "operators.reap",
     "training_dag": "templates",
     "load_config": "templates",

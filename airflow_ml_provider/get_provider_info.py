@@ -8,7 +8,7 @@ _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = (
     "ingest", "validate", "features", "train", "optimise", "evaluate", "register", "gate", "promote", "score",
-    "monitor", "deploy", "reap",
+    "monitor", "deploy", "edge", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift", "serving")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")
@@ -38,7 +38,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             _modules("MLflow", "hooks", "mlflow", "registry"),
             _modules("Feast", "hooks", "feast"),
-            _modules("KServe", "hooks", "kserve"),
+            _modules("KServe", "hooks", "kserve", "gitops"),
             _modules("OpenLineage", "hooks", "lineage"),
             _modules("Prometheus", "hooks", "prometheus"),
         ],

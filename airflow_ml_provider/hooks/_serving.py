@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_ml_provider.stages.deploy.place import KServe, Place
+from airflow_ml_provider.stages.deploy.place import GitOps, KServe, Place
 from airflow_ml_provider.stages.deploy.service import Serving
 
 
@@ -12,6 +12,10 @@ def serving(place: Place) -> Serving:
         from airflow_ml_provider.hooks.kserve import KServeServing
 
         return KServeServing(place)
+    if isinstance(place, GitOps):
+        from airflow_ml_provider.hooks.gitops import gitops
+
+        return gitops(place)
     from airflow_ml_provider.serving.place import LocalServing
 
     return LocalServing(place)

@@ -29,6 +29,7 @@ STAGES: dict[str, str] = {
     "promote": "airflow_ml_provider.stages.promote.spec:PromoteSpec",
     "rollback": "airflow_ml_provider.stages.promote.spec:RollbackSpec",
     "score": "airflow_ml_provider.stages.score.spec:ScoreSpec",
+    "ota": "airflow_ml_provider.stages.edge.spec:OtaSpec",
     "monitor": "airflow_ml_provider.stages.monitor.spec:MonitorSpec",
 }
 

@@ -25,7 +25,7 @@ HEAVY = (
     "lightgbm", "onnx", "onnxruntime", "openlineage", "fastapi", "jsonschema", "yaml_include", "scipy", "optuna",
 )  # fmt: skip
 KINDS = ("operators", "sensors", "decorators", "templates", "hooks", "triggers", "links")
-LIMIT = 67
+LIMIT = 76  # each stage brings three: operator, package, spec
 
 
 def modules(*folders: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from airflow_ml_provider import codec
@@ -68,8 +69,60 @@ class KServe:
         metrics.resolve(self.metrics)
 
 
-Place = Union[Local, KServe]
-KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe}
+@dataclass(frozen=True)
+class GitOps:
+    """Serve by KServe, but change it only by commits to an environment repository that Argo CD or Flux follows.
+
+    Attributes:
+        repository: address of the repository, without credentials; empty takes the connection's host.
+        conn_id: Airflow connection (`git`) with its credentials; empty needs none.
+        branch: what the controller follows.
+        path: folder of the services; each has a folder of its own in it.
+        kserve: the cluster; its connection only needs to read.
+        controller: whose report is waited for: `argocd` (an Application) or `flux` (a Kustomization); empty asks nobody
+            and looks whether the cluster has what was committed.
+        application: name of that object.
+        application_namespace: where it is; empty takes `argocd` or `flux-system`.
+        changes: begin of the names of branches that changes are pushed to, to be reviewed and merged, such as
+            `changes/`; empty pushes to `branch` itself.
+        push_options: for the server, such as GitLab's `merge_request.create`.
+        author: who commits.
+        copy: folder for the worker's copy of the repository; empty takes one below the temporary folder.
+    """
+
+    repository: str = ""
+    conn_id: str = ""
+    branch: str = "main"
+    path: str = ""
+    kserve: KServe = field(default_factory=KServe)
+    controller: Literal["", "argocd", "flux"] = ""
+    application: str = ""
+    application_namespace: str = ""
+    changes: str = ""
+    push_options: tuple[str, ...] = ()
+    author: str = "Airflow <airflow@localhost>"
+    copy: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.repository and not self.conn_id:
+            raise invalid("repository", self.repository, "given, unless conn_id names a connection with it")
+        if self.controller not in ("", "argocd", "flux"):
+            raise invalid("controller", self.controller, "argocd, flux or empty")
+        if bool(self.controller) != bool(self.application):
+            raise invalid("application", self.application, "given with controller, and only then")
+        if ".." in self.path.split("/"):
+            raise invalid("path", self.path, "a folder in the repository")
+        for name in ("branch", "changes"):
+            if re.search(r"^[-/]|\.\.|[\s~^:?*\[\\]|@\{", value := getattr(self, name)) or (
+                name == "branch" and not value
+            ):
+                raise invalid(name, value, "what a branch may be called in Git")
+        if not re.fullmatch(r"[^<>\n]+ <[^<>\s]+>", self.author):
+            raise invalid("author", self.author, "NAME <ADDRESS>")
+
+
+Place = Union[Local, KServe, GitOps]
+KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe, "gitops": GitOps}
 
 
 def resolve(place: Any) -> Place:
@@ -78,12 +131,12 @@ def resolve(place: Any) -> Place:
     Raises:
         SpecError: it is neither.
     """
-    if isinstance(place, (Local, KServe)):
+    if isinstance(place, (Local, KServe, GitOps)):
         return place
     if isinstance(place, Mapping) and len(place) == 1 and (kind := next(iter(place))) in KINDS:
         found: Place = codec.decode(KINDS[kind], place[kind] or {}, kind)
         return found
-    allowed = 'Local(…), KServe(…), or one of them as a mapping such as {"kserve": {"namespace": "ml"}}'
+    allowed = 'Local(…), KServe(…), GitOps(…), or one of them as a mapping such as {"kserve": {"namespace": "ml"}}'
     raise invalid("place", place, allowed)
 
 
@@ -98,7 +151,8 @@ def check(place: Place, policy: RolloutPolicy) -> None:
     Raises:
         SpecError: nothing counts there what it needs.
     """
-    if isinstance(place, KServe):
+    kserve = place.kserve if isinstance(place, GitOps) else place
+    if isinstance(kserve, KServe):
         from airflow_ml_provider.stages.deploy import metrics
 
-        metrics.check(metrics.resolve(place.metrics), policy)
+        metrics.check(metrics.resolve(kserve.metrics), policy)

@@ -105,3 +105,34 @@ def limited(cluster: Any, tmp_path: Path) -> str:
     cluster.kubectl("apply", "-f", "-", stdin=f"{role}\n---\n{json.dumps(binding)}\n")
     found: str = pods.limited_to(cluster, tmp_path, "role-kserve.yaml")
     return found
+
+
+@pytest.fixture
+def gitops(
+    cluster: Any, hook: Any, kserve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """Open a place with a bare repository that Argo CD or Flux follows; its connection may only read the cluster."""
+    from kubernetes.config import new_client_from_config
+
+    from airflow_ml_provider.hooks.gitops import gitops as opened
+    from airflow_ml_provider.stages.deploy.place import GitOps, KServe
+    from airflow_ml_provider.testing.gitops import Sync, definition, repository
+
+    url, here = repository(tmp_path / "env.git"), kubernetes.NAMESPACE
+    for controller in ("argocd", "flux"):
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(definition(controller)))
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{definition(controller)['metadata']['name']}")
+    reader = pods.limited_to(cluster, tmp_path, "role-gitops.yaml")
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", reader)
+    with ExitStack() as stack, new_client_from_config(cluster.kubeconfig) as api:
+
+        def start(controller: str) -> Any:
+            stack.enter_context(Sync(api, here, url, controller=controller))
+            place = GitOps(
+                url, path="models", kserve=KServe(mode="standard", address=kserve().address), controller=controller,
+                application="models", application_namespace=here, copy=str(tmp_path / "copies"),
+            )  # fmt: skip
+            return opened(place, system=here)
+
+        yield start
+    cluster.kubectl("delete", "configmaps", "-l", "test/synced")  # as a controller that goes on would

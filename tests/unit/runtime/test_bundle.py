@@ -56,7 +56,7 @@ def test_small_and_without_what_needs_airflow():
     with zipfile.ZipFile(io.BytesIO(bundle.build())) as archive:
         names = archive.namelist()
         sources = {name: archive.read(name).decode() for name in names if name.endswith(".py")}
-    assert len(bundle.build()) < 490_000
+    assert len(bundle.build()) < 600_000
     assert not [name for name in names if "__pycache__" in name or "/operators/" in name or "/hooks/" in name]
     assert not [name for name, text in sources.items() if "import airflow\n" in text or "from airflow." in text]
 

@@ -1,0 +1,1 @@
+"""Models on devices: signed releases over the air, and the reference client that takes them."""
