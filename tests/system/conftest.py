@@ -134,10 +134,10 @@ class Rollout(RolloutOperator):
 PARAMS = {"model": {}, "policy": {}, "service": "rolling"}
 with DAG("rolling", schedule=None, params=PARAMS, render_template_as_native_obj=True):
     common = {"service": "{{ params.service }}", "place": PLACE, "model": "{{ params.model }}", "gate": "waived"}
+    common |= {"retries": 15, "retry_delay": timedelta(seconds=0.1)}
     deploy = DeployOperator(task_id="deploy", existing="keep", **common)
     rollout = Rollout(
-        task_id="rollout", evidence=STORE + "/evidence", policy="{{ params.policy }}", poll_s=0.5, retries=15,
-        retry_delay=timedelta(seconds=0.1), **common,
+        task_id="rollout", evidence=STORE + "/evidence", policy="{{ params.policy }}", poll_s=0.5, **common
     )
     deploy >> rollout
     for task_id, outcome in (("rolled_out", "done"), ("rolled_back", "rolled_back")):

@@ -111,14 +111,6 @@ def state(rolling, run_id: str) -> str:
     return next(str(task["state"]) for task in tasks if task["task_id"] == "rollout")
 
 
-def until(found, seconds: float, what: str):
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.3)
-    return value
-
-
 def killed(points: Path) -> str:
     """Kill the worker that has stopped, if one has; return where."""
     try:
@@ -183,17 +175,4 @@ def test_what_is_rolled_back_tells_so_although_its_task_fails(rolling, models):
     assert event["extra"]["digests"]["late"] == models[4]["digest"]
     assert event["extra"]["digests"][f"rollout of {rolling.name}"].startswith("sha256:")
     assert not users.failures
-    assert rolling.place.look(rolling.name).wanted.stable.model.digest == models[1]["digest"]
-
-
-def test_a_second_rollout_of_a_service_is_refused_and_does_not_disturb_the_first(rolling, models):
-    first = rolling.begin(2, bake_s=600)
-    until(lambda: state(rolling, first) == "deferred", 150, "the first rollout does not begin")
-    second = rolling.ended(rolling.begin(3))
-    said = rolling.flights.why(DAG, second)
-    assert second["state"] == "failed"
-    assert f"is being changed by {DAG}.rollout of {first}; wait until that has ended" in said
-    assert rolling.place.look(rolling.name).wanted.candidate.model.digest == models[2]["digest"]
-    rolling.flights.api.call("PATCH", f"dags/{DAG}/dagRuns/{first}", {"state": "failed"})
-    until(lambda: not rolling.place.look(rolling.name).wanted.candidate, 150, "the traffic is not given back")
     assert rolling.place.look(rolling.name).wanted.stable.model.digest == models[1]["digest"]
