@@ -29,6 +29,7 @@ _PUBLIC = {
     "RollbackOperator": "operators.promote",
     "ScoreOperator": "operators.score",
     "MonitorOperator": "operators.monitor",
+    "LoadTestOperator": "operators.load_test",
     "DeployOperator": "operators.deploy",
     "RolloutOperator": "operators.deploy",
     "UndeployOperator": "operators.deploy",

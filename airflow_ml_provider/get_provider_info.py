@@ -8,7 +8,7 @@ _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = (
     "ingest", "validate", "features", "train", "evaluate", "register", "gate", "promote", "score", "monitor",
-    "deploy", "reap",
+    "deploy", "load_test", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")

@@ -29,6 +29,7 @@ STAGES: dict[str, str] = {
     "rollback": "airflow_ml_provider.stages.promote.spec:RollbackSpec",
     "score": "airflow_ml_provider.stages.score.spec:ScoreSpec",
     "monitor": "airflow_ml_provider.stages.monitor.spec:MonitorSpec",
+    "load_test": "airflow_ml_provider.stages.load_test.spec:LoadTestSpec",
 }
 
 
