@@ -30,6 +30,7 @@ _PUBLIC = {
     "RollbackOperator": "operators.promote",
     "ScoreOperator": "operators.score",
     "MonitorOperator": "operators.monitor",
+    "LoadTestOperator": "operators.load_test",
     "DeployOperator": "operators.deploy",
     "RolloutOperator": "operators.deploy",
     "RolloutOutcomeOperator": "operators.deploy",

@@ -8,7 +8,7 @@ _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = (
     "ingest", "validate", "features", "train", "optimise", "evaluate", "register", "gate", "promote", "score",
-    "monitor", "deploy", "edge", "reap",
+    "monitor", "deploy", "load_test", "edge", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift", "serving")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")

@@ -54,7 +54,7 @@ class ProfileLink(ResultLink):
 
 
 class ReportLink(ResultLink):
-    """The page of an evaluation or of a drift report."""
+    """The page of an evaluation, of a drift report or of a load test."""
 
     name = "Report"  # type: ignore[assignment]
     key = "report"

@@ -13,7 +13,6 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow_ml_provider.exceptions import Refused, SpecError, Unavailable, invalid
 from airflow_ml_provider.operators._base import StageOperator, verdicts
 from airflow_ml_provider.operators._context import resolve_interval, run_info
-from airflow_ml_provider.operators._tries import has_further_try
 from airflow_ml_provider.stages import Result
 from airflow_ml_provider.stages.deploy import place as places
 
@@ -101,6 +100,8 @@ class ServingOperator(StageOperator):
         try:
             yield
         except (Exception, AirflowTaskTimeout) as error:
+            from airflow_ml_provider.operators._tries import has_further_try
+
             if not (isinstance(error, Unavailable) and has_further_try(context)):
                 self._hand_back()
             raise

@@ -42,6 +42,7 @@ class GateOperator(StageOperator, BaseBranchOperator):
         parity: the parity report: the register stage's result, its `parity`, or a ref.
         quality: root folders of the validate stage's reports.
         alias: alias of the champion that the model is compared with.
+        load_test: the load test report: the load test stage's result, its `report`, or a ref; for a policy with `load`.
         approved_by: people who approved: names, or the result of one or several `ApprovalOperator`s.
         on_pass: task (or group) to go on with when the model passes, for `on_refusal="branch"`.
         on_refuse: task (or group) to go on with when it does not; none ends this branch.
@@ -51,7 +52,7 @@ class GateOperator(StageOperator, BaseBranchOperator):
 
     template_fields: Sequence[str] = (
         *StageOperator.template_fields, "model", "evaluation", "policy", "output_root", "test", "label_column",
-        "parity", "quality", "alias", "approved_by",
+        "parity", "quality", "alias", "load_test", "approved_by",
     )  # fmt: skip
     refusals: ClassVar[tuple[str, ...]] = ("fail", "skip", "branch")
     uses_mlflow: ClassVar[bool] = True
@@ -69,6 +70,7 @@ class GateOperator(StageOperator, BaseBranchOperator):
         parity: ReportRef | Mapping[str, Any] | None = None,
         quality: Sequence[str] | str = (),
         alias: str = "champion",
+        load_test: ReportRef | Mapping[str, Any] | None = None,
         approved_by: Sequence[Any] | Mapping[str, Any] | str = (),
         on_pass: str | None = None,
         on_refuse: str | None = None,
@@ -89,6 +91,7 @@ class GateOperator(StageOperator, BaseBranchOperator):
         self.parity = parity
         self.quality = quality
         self.alias = alias
+        self.load_test = load_test
         self.approved_by = approved_by
         self.on_pass = on_pass
         self.on_refuse = on_refuse
@@ -104,6 +107,7 @@ class GateOperator(StageOperator, BaseBranchOperator):
             parity=as_ref(ReportRef, self.parity, "parity") if self.parity else None,
             quality=(self.quality,) if isinstance(self.quality, str) else tuple(self.quality or ()),
             alias=self.alias,
+            load_test=report(self.load_test, "load_test") if self.load_test else None,
             approved_by=tuple(dict.fromkeys(people(self.approved_by))),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ class _Waiting(Generic[T]):
     rows: int
     answer: asyncio.Future[Any]
     arrived: float
+    scored_s: float = 0.0
 
 
 class Batcher(Generic[T]):
@@ -58,6 +60,10 @@ class Batcher(Generic[T]):
         Raises:
             Exception: what scoring the item by itself raises; others of its batch are answered all the same.
         """
+        return (await self.timed(item, rows))[0]
+
+    async def timed(self, item: T, rows: int) -> tuple[Any, float]:
+        """Return the answer to one item, and how long it took to score its batch (seconds)."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(item, rows, loop.create_future(), loop.time())
         self._queue.append(waiting)
@@ -66,7 +72,7 @@ class Batcher(Generic[T]):
             self._full.set()
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
-        return await waiting.answer
+        return await waiting.answer, waiting.scored_s
 
     async def close(self) -> None:
         """Wait for what is queued and end the thread."""
@@ -106,6 +112,7 @@ class Batcher(Generic[T]):
 
     async def _answer(self, batch: list[_Waiting[T]]) -> None:
         self._seen(sum(waiting.rows for waiting in batch))
+        begun = time.perf_counter()
         try:
             answers = await self._run([waiting.item for waiting in batch])
         except Exception as error:  # noqa: BLE001 - whatever the model raises goes to the one who caused it
@@ -115,7 +122,9 @@ class Batcher(Generic[T]):
                 for waiting in batch:
                     await self._answer([waiting])
             return
+        scored_s = time.perf_counter() - begun
         for waiting, answer in zip(batch, answers):
+            waiting.scored_s = scored_s
             _settle(waiting, answer)
 
     async def _run(self, items: list[T]) -> list[Any]:

@@ -105,6 +105,15 @@ def scores(response: Mapping[str, Any]) -> list[Any]:
     return []
 
 
+def timing(**seconds: float) -> str:
+    """Return the header `Server-Timing` (https://www.w3.org/TR/server-timing/): parts of a request in milliseconds.
+
+    >>> timing(queue=0.0005, model=0.002)
+    'queue;dur=0.500, model;dur=2.000'
+    """
+    return ", ".join(f"{part};dur={1000 * value:.3f}" for part, value in seconds.items())
+
+
 def error(message: object) -> bytes:
     """Return the body of an answer that is an error."""
     return json.dumps({"error": str(message)}).encode()

@@ -31,6 +31,7 @@ STAGES: dict[str, str] = {
     "score": "airflow_ml_provider.stages.score.spec:ScoreSpec",
     "ota": "airflow_ml_provider.stages.edge.spec:OtaSpec",
     "monitor": "airflow_ml_provider.stages.monitor.spec:MonitorSpec",
+    "load_test": "airflow_ml_provider.stages.load_test.spec:LoadTestSpec",
 }
 
 

@@ -20,7 +20,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 import airflow_ml_provider
 from airflow_ml_provider.get_provider_info import get_provider_info
 from airflow_ml_provider.operators._base import StageOperator
-from airflow_ml_provider.stages import STAGES
+from airflow_ml_provider.stages import STAGES, spec_class
 
 ROOT = Path(airflow_ml_provider.__file__).parents[1]
 
@@ -133,8 +133,8 @@ def test_arguments_reach_the_attributes_of_their_names(cls: type[BaseOperator]) 
 
 @pytest.mark.parametrize("cls", [c for c in STAGE_OPERATORS if "build_spec" in vars(c)], ids=lambda cls: cls.__name__)
 def test_defaults_are_those_of_the_spec(cls: type[StageOperator]) -> None:
-    module = importlib.import_module(cls.build_spec.__module__)
-    spec = vars(module)[inspect.get_annotations(cls.build_spec)["return"]]
+    name = inspect.get_annotations(cls.build_spec)["return"]
+    spec = next(spec for spec in map(spec_class, STAGES) if spec.__name__ == name)
     defaults = {f.name: f.default for f in dataclasses.fields(spec) if isinstance(f.default, str | int | float)}
     for name, item in parameters(cls).items():
         if name in defaults and item.default is not None:

@@ -32,11 +32,12 @@ _FORWARDED = ("Content-Type", oip.BINARY_HEADER)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model server answered."""
+    """What a model server answered, and where it says that the time went (the header `Server-Timing`)."""
 
     status: int
     body: bytes
     milliseconds: float
+    timing: str = ""
 
 
 class Failed(Exception):
@@ -99,7 +100,8 @@ class Proxy:
                 asyncio.get_running_loop().call_soon(self._mirror, version, body, headers)
         except Failed as failed:
             return json_response(oip.error(failed), 504 if failed.fault == "timeout" else 502)
-        return json_response(answer.body, answer.status, x_model_version=version)
+        told = {"Server_Timing": answer.timing} if answer.timing else {}
+        return json_response(answer.body, answer.status, x_model_version=version, **told)
 
     async def metadata(self, request: web.Request) -> web.Response:
         """Answer what the model looks like, from the stable version or the one that is named."""
@@ -176,7 +178,9 @@ class Proxy:
         url, began = f"{replica.url}/v2/models/{self._service}/infer", time.perf_counter()
         try:
             async with self._session.post(url, data=body, headers=headers, timeout=self._timeout()) as response:
-                answer = Answer(response.status, await response.read(), (time.perf_counter() - began) * 1000)
+                found = await response.read()
+                timing = response.headers.get("Server-Timing", "")
+                answer = Answer(response.status, found, (time.perf_counter() - began) * 1000, timing)
         except asyncio.TimeoutError:
             why = f"version {replica.version!r} did not answer within {self.routes.wanted.timeout_s} s"
             raise Failed("timeout", why) from None

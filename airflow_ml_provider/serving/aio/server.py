@@ -126,9 +126,15 @@ class ModelServer:
         if oip.BINARY_HEADER in request.headers:
             raise DataError(f"tensors must be JSON: this server has no binary extension ({oip.BINARY_HEADER})")
         body = await request.read()
+        began = time.perf_counter()
         asked = oip.decode(body, self._scorer.manifest.inputs, self.served.nan)
-        scores = await self._batcher.submit(asked, asked.rows)
-        return json_response(oip.encode(self.name, self.version, asked, scores))
+        decoded = time.perf_counter()
+        scores, model_s = await self._batcher.timed(asked, asked.rows)
+        scored = time.perf_counter()
+        answer = oip.encode(self.name, self.version, asked, scores)
+        queue_s = scored - decoded - model_s  # waiting for the batch before, and for others of its own
+        timing = oip.timing(pre=decoded - began, queue=queue_s, model=model_s, post=time.perf_counter() - scored)
+        return json_response(answer, Server_Timing=timing)
 
     async def _server_metadata(self, request: web.Request) -> web.Response:
         return web.json_response({"name": "airflow-ml-provider", "version": __version__, "extensions": []})

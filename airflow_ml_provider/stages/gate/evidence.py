@@ -37,7 +37,7 @@ def record(
 
     Parameters:
         operating_point: how it was chosen, and the `threshold` that the version is used with.
-        digests: of `evaluation`, `test`, `predictions`, `parity` as far as there are any.
+        digests: of `evaluation`, `test`, `predictions`, `parity`, `load_test` as far as there are any.
     """
     origin = manifest.provenance
     body = {

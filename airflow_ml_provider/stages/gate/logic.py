@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.evaluate.metrics import metric
-from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, Threshold
+from airflow_ml_provider.stages.gate.spec import Challenge, GatePolicy, Load, Threshold
 
 Estimate = Mapping[str, Optional[float]]
 """`value`, `low` and `high` of a metric."""
@@ -58,6 +58,7 @@ class Facts:
         parity: `passed`, `max_difference`, `flips`, `rows` of the parity report; none without one.
         missing_lineage: parts of the chain of custody that are not recorded.
         approved_by: people who approved.
+        load: the load test report; none without one.
     """
 
     rows: int = 0
@@ -69,6 +70,7 @@ class Facts:
     parity: Optional[Mapping[str, Any]] = None
     missing_lineage: tuple[str, ...] = ()
     approved_by: tuple[str, ...] = ()
+    load: Optional[Mapping[str, Any]] = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Criterion:
         if self.interval:
             parts.append(f"[{self.interval[0]:.4g}, {self.interval[1]:.4g}]")
         if self.rows is not None:
-            parts.append(f"on {self.rows} rows" if self.name not in ("quality",) else f"over {self.rows} batches")
+            samples = {"quality": "over {} batches", "load": "over {} requests"}
+            parts.append(samples.get(self.name.partition(".")[0], "on {} rows").format(self.rows))
         if self.expected:
             parts.append(f"and must be {self.expected}")
         return " ".join(parts) + (f" ({self.note})" if self.note else "")
@@ -166,6 +169,8 @@ def decide(policy: GatePolicy, facts: Facts) -> Decision:
         )
     if policy.approvals:
         criteria.append(_approvals(policy.approvals, facts.approved_by))
+    if policy.load:
+        criteria += _load(policy.load, facts.load)
     unchecked = tuple(name for name, wanted in policy.asked.items() if not wanted)
     return Decision(all(c.passed for c in criteria), tuple(criteria), unchecked)
 
@@ -246,6 +251,29 @@ def _approvals(needed: int, people: Sequence[str]) -> Criterion:
     distinct = sorted(set(people))
     note = f"approved by {', '.join(distinct)}" if distinct else "nobody has approved"
     return Criterion("approvals", len(distinct) >= needed, len(distinct), {"at_least": needed}, note=note)
+
+
+def _load(wanted: Load, found: Optional[Mapping[str, Any]]) -> list[Criterion]:
+    """Judge the figures of a load test. One at a lower rate, or by a generator that fell behind, shows nothing."""
+    problem, note = "there is no load test report of this model", ""
+    if found is not None:
+        problem = "" if found["generator"]["trusted"] else str(found["generator"]["reason"])
+        if found["rate"] < wanted.rate:
+            problem = f"it was tested at {found['rate']:g} requests/s, not at {wanted.rate:g}"
+        note = f"at {found['rate']:g} requests/s"
+        if not found["target"]["own"]:
+            note += f" of {found['target']['url']}, which is not proven to serve this model"
+    criteria = []
+    for name, threshold in wanted.metrics.items():
+        if found is None or problem:
+            criteria.append(_bounded(f"load.{name}", None, threshold, None, problem))
+            continue
+        estimate = found["metrics"].get(name)
+        rows = found["judged"]["requests"] if name in found["judged"]["figures"] else None
+        absent = estimate is None or estimate.get("value") is None
+        because = f"the load test has no such value {note}" if absent else note
+        criteria.append(_bounded(f"load.{name}", estimate, threshold, rows, because))
+    return criteria
 
 
 def _join(*notes: str) -> str:

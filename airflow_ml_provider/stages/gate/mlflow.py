@@ -129,6 +129,7 @@ def _facts(case: _Case, spec: GateSpec, champion: Optional[ModelRef]) -> Facts:
         parity=reports.read(spec.parity, case.model, "parity report") if spec.parity else None,
         missing_lineage=_missing(case),
         approved_by=spec.approved_by,
+        load=reports.read(spec.load_test, case.model, "load test report") if spec.load_test else None,
     )
 
 
@@ -245,6 +246,7 @@ def _digests(case: _Case, spec: GateSpec) -> dict[str, str]:
         "test": case.evaluation["test"]["digest"],
         "predictions": predictions,
         "parity": spec.parity.digest if spec.parity else None,
+        "load_test": spec.load_test.digest if spec.load_test else None,
     }
     return {name: digest for name, digest in found.items() if digest}
 
@@ -262,7 +264,7 @@ def _result(
         }
         for c in decision.criteria
     ]  # fmt: skip
-    given = (case.model, spec.evaluation, spec.test, spec.parity, champion)
+    given = (case.model, spec.evaluation, spec.test, spec.parity, spec.load_test, champion)
     return GateResult(
         status="ok" if decision.passed else "refused",
         reason=decision.reason and f"{case.model.name} version {case.model.version}: {decision.reason}",

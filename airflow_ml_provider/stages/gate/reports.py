@@ -10,14 +10,19 @@ from airflow_ml_provider import tables
 from airflow_ml_provider.exceptions import DataError, IntegrityError
 from airflow_ml_provider.refs import ModelRef, ReportRef
 
-Kind = Literal["evaluation report", "parity report"]
+Kind = Literal["evaluation report", "parity report", "load test report"]
 
 # What a report of each kind must say, and who writes one.
 _SAYS: Mapping[str, tuple[str, ...]] = {
     "evaluation report": ("test", "metrics", "operating_point"),
     "parity report": ("passed", "max_difference", "flips"),
+    "load test report": ("rate", "metrics", "generator"),
 }
-_SOURCES = {"evaluation report": "the evaluate stage's `report`", "parity report": "the register stage's `parity`"}
+_SOURCES = {
+    "evaluation report": "the evaluate stage's `report`",
+    "parity report": "the register stage's `parity`",
+    "load test report": "the load test stage's `report`",
+}
 
 
 def read(ref: ReportRef, model: ModelRef, what: Kind) -> dict[str, Any]:

@@ -60,6 +60,29 @@ class Challenge:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a server of the model must withstand, by the report of the load test stage.
+
+    Attributes:
+        rate: requests per second at which it must have been tested, or at more.
+        metrics: figure to its bounds: `p50_ms`, `p95_ms`, `p99_ms`, `error_rate`, `cold_start_s`, `knee_per_s`.
+    """
+
+    rate: float
+    metrics: Mapping[str, Threshold]
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise invalid("load.rate", self.rate, "greater than 0 (requests per second)")
+        if not self.metrics:
+            raise invalid("load.metrics", dict(self.metrics), "at least one figure, such as p99_ms")
+        from airflow_ml_provider.stages.load_test.logic import better_when_higher  # a DAG file is parsed without it
+
+        for name, threshold in self.metrics.items():
+            _check_side(f"load.metrics.{name}", name, threshold, better_when_higher(name))
+
+
+@dataclass(frozen=True)
 class GatePolicy:
     """What a model must fulfil. A criterion that is not given is not checked, and the evidence says so.
 
@@ -75,6 +98,7 @@ class GatePolicy:
         parity: the ONNX parity report must have passed.
         lineage: data, code, environment and reason must all be recorded.
         approvals: how many people must have approved.
+        load: what a server of the model must withstand.
     """
 
     metrics: Mapping[str, Threshold] = field(default_factory=dict)
@@ -85,6 +109,7 @@ class GatePolicy:
     parity: bool = True
     lineage: bool = True
     approvals: int = 0
+    load: Optional[Load] = None
 
     def __post_init__(self) -> None:
         for place in ("metrics", "worst_slice"):
@@ -104,7 +129,7 @@ class GatePolicy:
         return {
             "metrics": bool(self.metrics), "min_rows": self.min_rows > 0, "worst_slice": bool(self.worst_slice),
             "challenge": self.challenge is not None, "quality": self.min_quality is not None, "parity": self.parity,
-            "lineage": self.lineage, "approvals": self.approvals > 0,
+            "lineage": self.lineage, "approvals": self.approvals > 0, "load": self.load is not None,
         }  # fmt: skip
 
 
@@ -116,16 +141,19 @@ def _metric(name: str) -> Metric:
 
 def _check(place: str, name: str, threshold: Threshold) -> None:
     """Raise unless a threshold bounds the bad side of its metric, in the metric's range."""
-    known = _metric(name)
-    side = "at_least" if known.higher_is_better else "at_most"
-    if getattr(threshold, side) is None:
-        good = "higher" if known.higher_is_better else "lower"
-        raise SpecError(f"{place} lacks {side}: {name} is better when it is {good}")
+    _check_side(place, name, threshold, _metric(name).higher_is_better)
     if name != "log_loss":
         for bound in ("at_least", "at_most"):
             value = getattr(threshold, bound)
             if value is not None and not 0 <= value <= 1:
                 raise invalid(f"{place}.{bound}", value, "in [0, 1]", "give a fraction, not percent")
+
+
+def _check_side(place: str, name: str, threshold: Threshold, higher_is_better: bool) -> None:
+    side = "at_least" if higher_is_better else "at_most"
+    if getattr(threshold, side) is None:
+        good = "higher" if higher_is_better else "lower"
+        raise SpecError(f"{place} lacks {side}: {name} is better when it is {good}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +189,7 @@ class GateSpec(Spec):
             training window.
         alias: alias of the champion.
         approved_by: people who approved.
+        load_test: the load test report.
     """
 
     stage: ClassVar[str] = "gate"
@@ -176,6 +205,7 @@ class GateSpec(Spec):
     quality: tuple[str, ...] = ()
     alias: str = "champion"
     approved_by: tuple[str, ...] = ()
+    load_test: Optional[ReportRef] = None
 
     def requires(self) -> dict[str, str]:
         return {

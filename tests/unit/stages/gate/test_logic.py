@@ -173,7 +173,7 @@ def test_approvals_count_people_not_clicks():
 def test_what_is_not_asked_for_is_said():
     decision = decide(bare(min_rows=1), Facts(rows=1))
     assert decision.unchecked == (
-        "metrics", "worst_slice", "challenge", "quality", "parity", "lineage", "approvals",
+        "metrics", "worst_slice", "challenge", "quality", "parity", "lineage", "approvals", "load",
     )  # fmt: skip
     assert decision.passed
     assert "min_rows" in decide(GatePolicy(), Facts()).unchecked
@@ -227,3 +227,62 @@ def test_a_higher_threshold_is_never_more_lenient(estimate, one, two):
 def test_a_gain_is_good_whatever_the_direction():
     assert signed_gain("auc", 0.8, 0.7) > 0
     assert signed_gain("brier", 0.1, 0.2) > 0
+
+
+LOAD = {
+    "rate": 200.0,
+    "metrics": {"p99_ms": {"value": 40.0, "low": 35.0, "high": 55.0}, "knee_per_s": {"value": 300.0}},
+    "judged": {"requests": 6000, "figures": {"p99_ms": {}}},
+    "generator": {"trusted": True, "reason": ""},
+    "target": {"own": True, "url": ""},
+}
+
+
+class TestLoad:
+    def judge(self, found, **wanted):
+        wanted = {"rate": 200, "metrics": {"p99_ms": {"at_most": 50}}, **wanted}
+        return one(policy(load=wanted), Facts(load=found))
+
+    def test_a_figure_within_its_bounds(self):
+        met = self.judge(LOAD)
+        assert met.passed
+        assert met.sentence == (
+            "load.p99_ms is 40 [35, 55] over 6000 requests and must be at most 50 (at 200 requests/s)"
+        )
+        assert not self.judge(LOAD, metrics={"p99_ms": {"at_most": 50, "use_bound": True}}).passed
+        assert self.judge(LOAD, metrics={"knee_per_s": {"at_least": 250}}).passed
+        assert not self.judge(LOAD, metrics={"knee_per_s": {"at_least": 350}}).passed
+
+    @pytest.mark.parametrize(
+        ("changes", "note"),
+        [
+            (None, "no load test report"),
+            ({"rate": 100.0}, "tested at 100 requests/s, not at 200"),
+            ({"generator": {"trusted": False, "reason": "the generator fell behind"}}, "fell behind"),
+            ({"metrics": {}}, "no such value"),
+            ({"metrics": {"p99_ms": {"value": None, "low": None, "high": None}}}, "no such value"),
+        ],
+    )
+    def test_what_shows_nothing_is_not_met(self, changes, note):
+        found = self.judge(None if changes is None else {**LOAD, **changes})
+        assert not found.passed
+        assert note in found.note
+
+    def test_a_service_is_not_proven_to_serve_the_model(self):
+        found = self.judge({**LOAD, "target": {"own": False, "url": "http://late"}})
+        assert found.passed
+        assert "not proven" in found.note
+
+    @pytest.mark.parametrize(
+        ("load", "message"),
+        [
+            ({"rate": 200, "metrics": {"p99": {"at_most": 50}}}, "did you mean 'p99_ms'"),
+            ({"rate": 200, "metrics": {"p99_ms": {"at_least": 50}}}, "p99_ms is better when it is lower"),
+            ({"rate": 200, "metrics": {"knee_per_s": {"at_most": 50}}}, "knee_per_s is better when it is higher"),
+            ({"rate": 0, "metrics": {"p99_ms": {"at_most": 50}}}, "load.rate must be greater than 0"),
+            ({"rate": 200, "metrics": {}}, "at least one figure"),
+        ],
+    )
+    def test_bad_policies(self, load, message):
+        with pytest.raises(SpecError, match=message):
+            policy(load=load)

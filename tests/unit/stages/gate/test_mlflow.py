@@ -97,7 +97,7 @@ def test_a_pass_with_evidence_on_version_and_run(world):
     assert [c["name"] for c in body["criteria"]] == [
         "metric.auc", "min_rows", "challenge.auc", "parity", "lineage",
     ]  # fmt: skip
-    assert body["unchecked"] == ["worst_slice", "quality", "approvals"]
+    assert body["unchecked"] == ["worst_slice", "quality", "approvals", "load"]
     assert body["policy"]["body"]["metrics"]["auc"] == {"at_least": 0.62, "at_most": None, "use_bound": True}
     assert body["digests"]["model"] == result.model.digest
     assert set(body["digests"]) == {
