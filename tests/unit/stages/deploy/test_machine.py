@@ -61,7 +61,7 @@ class Cluster:
 
     def look(self) -> Seen:
         readings = {name: dict(servers) for name, servers in self.servers.items()}
-        return Seen(self.health, "", *self.traffic, self.promoted, self.asked, self.applied, **readings)
+        return Seen(self.health, "", *self.traffic, self.promoted, self.applied >= self.asked, **readings)
 
 
 class RolloutMachine(RuleBasedStateMachine):
