@@ -6,6 +6,7 @@ there shall be, and when it has been looked at for long enough.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
@@ -150,7 +151,7 @@ class Experiment:
 
     def step(self, state: RolloutState) -> Step:
         """Return the only step."""
-        return Step(100 * self.policy.share, 0.0, self.policy.min_s)
+        return Step(round(100 * self.policy.share, 6), 0.0, self.policy.min_s)
 
     def overdue(self, state: RolloutState) -> bool:
         """Return whether the traffic has not been as asked for, for too long."""
@@ -208,7 +209,7 @@ class Bandit:
 
     def step(self, state: RolloutState) -> Step:
         """Return the period: the first one has the share of the policy, each later one what was allocated."""
-        percent = 100 * self.policy.share if state.percent is None else state.percent
+        percent = round(100 * self.policy.share, 6) if state.percent is None else state.percent
         return Step(percent, 0.0, self.policy.period_s)
 
     def overdue(self, state: RolloutState) -> bool:
@@ -232,8 +233,7 @@ class Bandit:
         if state.total_s >= policy.max_s:
             why = f"undecided within {policy.max_s:g} s: {found.reason}"
             return self._to_the_best(found, why) if policy.on_limit == "best" else Ruling("give_back", why)
-        # Whole percents, since KServe knows no others.
-        return Ruling("next", found.reason, REALLOCATED, percent=float(round(100 * found.weights["candidate"])))
+        return Ruling("next", found.reason, REALLOCATED, percent=self._percent(found.weights["candidate"]))
 
     def said(self, state: RolloutState) -> Mapping[str, Any]:
         """Return the chances, and where the traffic would go next."""
@@ -244,6 +244,11 @@ class Bandit:
             "rewards": {"stable": old.moments(name), "candidate": new.moments(name)},
         }  # fmt: skip
         return {"step": {"index": state.step, "of": None}, "verdict": verdict}
+
+    def _percent(self, weight: float) -> float:
+        """Return whole percents, since KServe knows no others; the floor holds."""
+        least = math.ceil(100 * self.policy.floor - 1e-9)
+        return float(min(100 - least, max(least, round(100 * weight))))
 
     def _to_the_best(self, found: bandit.Allocation, why: str) -> Ruling:
         return Ruling("end" if found.best == "candidate" else "give_back", why)
