@@ -48,6 +48,7 @@ class ServingOperator(StageOperator):
         if "{{" not in str(place):
             places.resolve(place)
         self.service, self.place, self.poll_s = service, place, poll_s
+        self._deadline: float | None = None
 
     @cached_property
     def serving(self) -> Serving:
@@ -70,10 +71,11 @@ class ServingOperator(StageOperator):
 
     def go_further(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on once the trigger has seen something to decide, publish the result, and return the XCom value."""
+        self._deadline = event["deadline"]
 
         def further() -> Result:
             if event["status"] == "timeout":
-                raise AirflowTaskTimeout(f"service {self.service!r} was not ready in time")
+                raise AirflowTaskTimeout(f"service {self.service!r} did not become what it shall be in time")
             if event["status"] == "error":
                 raise Unavailable(event["message"])
             if event["status"] == "refused":
@@ -117,17 +119,28 @@ class ServingOperator(StageOperator):
             self.log.exception("service %s may still be in the rollout of this task", self.service)
 
     def _wait_for(self, wait_s: float | None = None, **rollout: Any) -> NoReturn:
-        """Defer until the service has something to decide."""
+        """Defer until the service has something to decide, or the task's time is over.
+
+        Airflow counts `execution_timeout` only while a worker works, and ends a deferral that takes too long without
+        calling the task again, so that its traffic would stay; the trigger's deadline lets the task give it back.
+        """
         from airflow_ml_provider.triggers.serving import ServingTrigger
 
         assert self.info is not None
         trigger = ServingTrigger(
             places.encode(places.resolve(self.place)), self.service, self.info.identity,
             seconds(self.poll_s, "poll_s"),
-            deadline=time.time() + wait_s if wait_s else None, **rollout,
+            deadline=self._until(wait_s), **rollout,
         )  # fmt: skip
         self.defer(trigger=trigger, method_name="go_further")
         raise AssertionError("a deferred task does not go on")
+
+    def _until(self, wait_s: float | None) -> float | None:
+        """Return when the task's time is over: it begins with the first deferral of a try."""
+        limits = [wait_s, self.execution_timeout and self.execution_timeout.total_seconds()]
+        if self._deadline is None and any(limits):
+            self._deadline = time.time() + min(limit for limit in limits if limit)
+        return self._deadline
 
     def _check_free(self, context: Context, observed: Observed) -> None:
         """Refuse to change a service that another task is changing; what a task that has ended left is taken over."""

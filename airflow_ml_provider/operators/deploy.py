@@ -17,9 +17,9 @@ from airflow_ml_provider.stages import Result
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
     from airflow_ml_provider.stages.deploy.service import Observed, Server, Version
-    from airflow_ml_provider.stages.deploy.state import RolloutState
+    from airflow_ml_provider.stages.deploy.state import RolloutState, Seen
+    from airflow_ml_provider.stages.deploy.strategies import Policy
 
 
 class DeployOperator(GatedServingOperator):
@@ -132,7 +132,8 @@ class RolloutOperator(GatedServingOperator):
     Parameters:
         model: the candidate: the result of `gate` or `register`, its `model`, or a ref.
         evidence: folder for the evidence, a JSON file named by its digest.
-        policy: how the traffic moves: a `RolloutPolicy(…)`, or its attributes as a mapping; none takes the defaults.
+        policy: how the traffic moves: a `RolloutPolicy(…)`, `ExperimentPolicy(…)` or `BanditPolicy(…)`, or the attributes
+            of one as a mapping, whose `strategy` says of which; none takes the defaults of a canary.
         server: what serves the candidate: a `Server(…)`, or its attributes as a mapping; none is the stable version's.
         on_refusal: `fail` the task when the candidate is rolled back, or `skip` it.
     """
@@ -144,15 +145,15 @@ class RolloutOperator(GatedServingOperator):
         *,
         model: ModelRef | Mapping[str, Any],
         evidence: str,
-        policy: RolloutPolicy | Mapping[str, Any] | None = None,
+        policy: Policy | Mapping[str, Any] | None = None,
         server: Server | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if isinstance(policy, Mapping) and policy and "{{" not in str(policy):
-            from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+            from airflow_ml_provider.stages.deploy import strategies
 
-            codec.decode(RolloutPolicy, policy, "policy")
+            strategies.decode(policy)
         self.model, self.evidence, self.policy, self.server = model, evidence, policy, server
 
     def begin(self, context: Context) -> Result:
@@ -179,37 +180,46 @@ class RolloutOperator(GatedServingOperator):
 
     def _start(self, observed: Observed, stable: Version, candidate: Version) -> None:
         """Deploy the candidate beside the stable version, without any traffic."""
-        from airflow_ml_provider.stages.deploy import place as places
         from airflow_ml_provider.stages.deploy import rollout
-        from airflow_ml_provider.stages.deploy.logic import rollout_of
-        from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+        from airflow_ml_provider.stages.deploy.logic import rollout_of, sticky_of
         from airflow_ml_provider.stages.deploy.service import Service
         from airflow_ml_provider.stages.deploy.state import Seen
 
         assert self.info is not None
-        # As those who go on will read it, so that its digest is theirs.
-        policy = codec.decode(RolloutPolicy, codec.encode(self.policy or {}), "policy")
-        places.check(places.resolve(self.place), policy)
         seen = Seen(health="pending", stable=self.serving.readings(self.service).get(stable.name, {}))
+        policy = self._policy(seen)
         state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
         record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))
         self.log.info("service %s: from version %s to %s", self.service, stable.name, candidate.name)
-        self.serving.put(Service(self.service, stable, candidate, rollout=record), observed.revision)
+        wanted = Service(self.service, stable, candidate, rollout=record, sticky=sticky_of(policy, candidate))
+        self.serving.put(wanted, observed.revision)
+
+    def _policy(self, seen: Seen) -> Policy:
+        """Return the policy, if it can be fulfilled; how long an experiment takes is logged."""
+        from airflow_ml_provider.stages.deploy import experiment, strategies
+        from airflow_ml_provider.stages.deploy import place as places
+        from airflow_ml_provider.stages.deploy.logic import completed
+
+        # As those who go on will read it, so that its digest is theirs.
+        policy, place = strategies.decode(codec.encode(self.policy or {})), places.resolve(self.place)
+        places.check(place, policy)
+        if isinstance(policy, experiment.ExperimentPolicy):
+            self.log.info("experiment %s: %s", policy.salt, experiment.prospect(policy, seen.counted(policy.metric)))
+        return completed(policy, places.prediction_log(place, self.service))
 
     def proceed(self, context: Context, state: Mapping[str, Any] | None) -> Result:
         from airflow_ml_provider.stages.deploy import moves
 
         assert self.info is not None
-        identity, observed = self.info.identity, self.serving.look(self.service)
-        policy = {} if observed is None else observed.wanted.rollout.get("policy", {})
-        decision = moves.look(self.serving, self.service, identity, policy, state or {}, time.time())
-        if observed is None or decision is None:
+        found = moves.look(self.serving, self.service, self.info.identity, state or {}, time.time())
+        if found is None:
             raise Refused(f"service {self.service!r} was deleted or changed by somebody else during its rollout")
+        observed, decision = found
         if decision.action != "wait":
             self.log.info("%s: %s", decision.action, decision.reason)
-            moves.act(self.serving, self.service, identity, decision)
+            moves.act(self.serving, observed, decision)
         if not decision.over:
-            self._wait_for(policy=policy, state=codec.encode(decision.state))
+            self._wait_for(state=codec.encode(decision.state))
         return self._concluded(observed, decision.state)
 
     def _concluded(self, observed: Observed, state: RolloutState) -> Result:
@@ -229,6 +239,7 @@ class RolloutOperator(GatedServingOperator):
             links={"service": observed.address, "evidence": report.uri},
             rollout=report,
             model=candidate.model,
+            verdict=evidence.verdict(state),
         )
 
     def _version(self, stable: Version) -> Version:

@@ -102,7 +102,8 @@ def _wanted(service: Service, python: str) -> Wanted:
             max_delay_ms=version.server.max_delay_ms,
         )
     kept = {"service": codec.encode(service)}
-    return Wanted(versions, service.stable.name, kept, timeout_s=service.stable.server.timeout_s)
+    timeout_s = service.stable.server.timeout_s
+    return Wanted(versions, service.stable.name, kept, timeout_s=timeout_s, sticky=service.sticky)
 
 
 def _check(server: deploy.Server) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
+from airflow_ml_provider.stages.deploy.service import Sticky
 from airflow_ml_provider.tables import local_path
 
 _SERVICE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -77,6 +78,8 @@ class Wanted:
         timeout_s: a request that a version has not answered after so many seconds is answered 504.
         score_edges: increasing edges of the histogram of scores.
         log_percent: share of the answers that go into the prediction log, with their requests.
+        sticky: header with a key, and the salt by which keys get their versions; who got which is logged. Without it
+            the header is `x-sticky-key`, and the service's name is the salt.
     """
 
     versions: Mapping[str, Version] = field(default_factory=dict)
@@ -86,6 +89,7 @@ class Wanted:
     timeout_s: float = 30.0
     score_edges: tuple[float, ...] = tuple(i / 20 for i in range(21))
     log_percent: float = 0.0
+    sticky: Optional[Sticky] = None
 
     def __post_init__(self) -> None:
         for name in self.versions:

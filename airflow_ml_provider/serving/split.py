@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Optional
 
 from airflow_ml_provider.serving.spec import Wanted
+from airflow_ml_provider.stages.deploy.experiment import assign
+from airflow_ml_provider.stages.deploy.service import Sticky
 
 _SPAN = float(1 << 64)
 
@@ -21,11 +25,15 @@ class Split:
         bounds: upper bound in percent and version, in order.
         stable: the version above the last bound.
         mirrors: version to the percent of which it gets copies.
+        shares: version to its percent.
+        sticky: how a key gets its version, where it is an experiment's.
     """
 
     bounds: tuple[tuple[float, str], ...]
     stable: str
     mirrors: tuple[tuple[str, float], ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    sticky: Optional[Sticky] = None
 
     @classmethod
     def of(cls, wanted: Wanted) -> Split:
@@ -36,7 +44,14 @@ class Split:
                 reached += version.percent
                 bounds.append((reached, name))
         mirrors = [(name, version.mirror) for name, version in sorted(wanted.versions.items()) if version.mirror]
-        return cls(tuple(bounds), wanted.stable, tuple(mirrors))
+        shares = {name: version.percent for name, version in wanted.versions.items()}
+        return cls(tuple(bounds), wanted.stable, tuple(mirrors), shares, wanted.sticky)
+
+    def of_key(self, service: str, key: str) -> str:
+        """Return the version of a key, always the same as long as the split stays."""
+        if self.sticky:
+            return assign(key, self.sticky.salt, self.shares)
+        return self.choose(sticky_point(service, key))
 
     def choose(self, point: float) -> str:
         """Return the version at `point`, in [0, 100)."""

@@ -218,7 +218,7 @@ class Serving:
 
     Attributes:
         place: where, as `{"local": {"root": …}}` or `{"kserve": {"namespace": …}}`.
-        policy: attributes of a `RolloutPolicy`.
+        policy: attributes of a `RolloutPolicy`, or, by `strategy`, an `ExperimentPolicy` or a `BanditPolicy`.
         server: attributes of a `Server`.
         on_refusal: a candidate that is rolled back fails its task (`fail`) or skips it (`skip`).
         gate: `required`: only models with the gate's passing evidence are served; `waived`: any.

@@ -30,8 +30,7 @@ class ServingTrigger(KillableTrigger):
         identity: of the task; the service is left alone once its rollout is another's.
         poll_s: time between two looks (seconds).
         deadline: time at which the task's time is over (seconds since 1970); none without one.
-        policy: of the rollout, as JSON; none waits for the stable version.
-        state: of the rollout, as JSON.
+        state: of the rollout, as JSON; none waits for the stable version.
     """
 
     def __init__(
@@ -41,19 +40,18 @@ class ServingTrigger(KillableTrigger):
         identity: str,
         poll_s: float = 5.0,
         deadline: float | None = None,
-        policy: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.place, self.service, self.identity = dict(place), service, identity
         self.poll_s, self.deadline = poll_s, deadline
-        self.policy, self.state = policy, state
+        self.state = state
         self._said: tuple[str, int] | None = None
         self._say_at = 0.0
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer needs to make this trigger again."""
-        names = ("place", "service", "identity", "poll_s", "deadline", "policy", "state")
+        names = ("place", "service", "identity", "poll_s", "deadline", "state")
         return f"{__name__}.ServingTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -90,13 +88,14 @@ class ServingTrigger(KillableTrigger):
         from airflow_ml_provider.stages.deploy.place import resolve
 
         place = serving(resolve(self.place))
-        if self.policy is None or self.state is None:
+        if self.state is None:
             observed = place.look(self.service)
             waits = observed is not None and observed.states[observed.wanted.stable.name].phase == "waits"
             return "" if waits else "changed"
-        decision = look(place, self.service, self.identity, self.policy, self.state, time.time())
-        if decision is None or decision.action != "wait":
+        found = look(place, self.service, self.identity, self.state, time.time())
+        if found is None or found[1].action != "wait":
             return "changed"
+        decision = found[1]
         self.state = codec.encode(decision.state)
         step = (decision.state.phase, decision.state.step)
         if step != self._said or time.monotonic() >= self._say_at:

@@ -131,6 +131,7 @@ class Gateway:
                 now.stats[name] = VersionStats.empty(wanted.score_edges)
         count_scores_anew(now.stats.values(), wanted.score_edges)
         now.wanted, now.split = wanted, Split.of(wanted)
+        self.predictions.begin_anew()
         self._answered = {name: stats.live.requests for name, stats in now.stats.items()}
         self._observe()
 

@@ -10,6 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Optional
 
+Key = Optional[tuple[str, str]]
+"""What a request carried, and the version that it has by it."""
+
 log = logging.getLogger(__name__)
 
 _EVERY_S, _MOST = 0.5, 10_000
@@ -26,13 +29,35 @@ class PredictionLog:
         self._folder = folder
         self._lines: list[str] = []
         self._writer: Optional[asyncio.Task[None]] = None
+        self._met: set[tuple[str, str]] = set()
         self.dropped = 0
 
-    def add(self, version: str, traffic: str, request: bytes, response: bytes, milliseconds: float) -> None:
-        """Keep one request and its answer."""
+    def is_new(self, sticky: Key) -> bool:
+        """Return whether a key has not been logged with its version since the last `begin_anew`."""
+        return sticky is not None and sticky not in self._met
+
+    def begin_anew(self) -> None:
+        """Log every key again: the split is another one."""
+        self._met.clear()
+
+    def add(
+        self, version: str, traffic: str, request: bytes, response: bytes, milliseconds: float, sticky: Key = None
+    ) -> None:
+        """Keep one request and its answer.
+
+        Parameters:
+            version: who answered.
+            traffic: kind of traffic.
+            request: body.
+            response: body.
+            milliseconds: how long it took.
+            sticky: the key that the request carried, and the version that it has by it.
+        """
         if len(self._lines) >= _MOST:
             self.dropped += 1
             return
+        if sticky:
+            self._met.add(sticky)
         line = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "version": version,
@@ -41,6 +66,8 @@ class PredictionLog:
             "request": json.loads(request, parse_constant=lambda _: None),  # NaN is not JSON
             "response": json.loads(response),
         }
+        if sticky:
+            line["key"], line["assigned"] = sticky
         self._lines.append(json.dumps(line))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())

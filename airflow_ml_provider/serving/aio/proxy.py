@@ -16,11 +16,11 @@ from aiohttp import web
 
 from airflow_ml_provider.exceptions import Unavailable, unknown_name
 from airflow_ml_provider.serving import oip
-from airflow_ml_provider.serving.aio.predictions import PredictionLog
+from airflow_ml_provider.serving.aio.predictions import Key, PredictionLog
 from airflow_ml_provider.serving.aio.replica import Replica
 from airflow_ml_provider.serving.aio.web import json_response
 from airflow_ml_provider.serving.spec import Wanted
-from airflow_ml_provider.serving.split import Split, sticky_point
+from airflow_ml_provider.serving.split import Split
 from airflow_ml_provider.serving.stats import Fault, Traffic, VersionStats
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Proxy:
             if named is not None:
                 version, answer = named, await self._ask(self._ready(named), "direct", body, headers)
             else:
-                version, answer = await self._live(self._choose(request), body, headers)
+                version, answer = await self._live(*self._choose(request), body, headers)
                 asyncio.get_running_loop().call_soon(self._mirror, version, body, headers)
         except Failed as failed:
             return json_response(oip.error(failed), 504 if failed.fault == "timeout" else 502)
@@ -123,9 +123,14 @@ class Proxy:
         for task in self._mirrors:
             task.cancel()
 
-    def _choose(self, request: web.Request) -> str:
-        key = request.headers.get(STICKY_KEY)
-        return self.routes.split.choose(self._draw() * 100 if key is None else sticky_point(self._service, key))
+    def _choose(self, request: web.Request) -> tuple[str, Key]:
+        """Return the version of a request, and by which key it has it, where that is to be logged."""
+        split = self.routes.split
+        key = request.headers.get(split.sticky.header if split.sticky else STICKY_KEY)
+        if key is None:
+            return split.choose(self._draw() * 100), None
+        chosen = split.of_key(self._service, key)
+        return chosen, (key, chosen) if split.sticky else None
 
     def _ready(self, version: str) -> str:
         """Return a version that takes requests.
@@ -142,21 +147,23 @@ class Proxy:
             raise Unavailable(f"version {version!r} of service {self._service!r} is {routes.replicas[version].state}")
         return version
 
-    async def _live(self, chosen: str, body: bytes, headers: Mapping[str, str]) -> tuple[str, Answer]:
+    async def _live(self, chosen: str, sticky: Key, body: bytes, headers: Mapping[str, str]) -> tuple[str, Answer]:
         """Return who answered and what: the chosen version, or the stable one when that cannot."""
         if chosen != self.routes.wanted.stable:
             if self.routes.replicas[chosen].ready:
                 try:
-                    return chosen, await self._ask(chosen, "live", body, headers)
+                    return chosen, await self._ask(chosen, "live", body, headers, sticky)
                 except Failed as failed:  # inference changes nothing, so asking again is safe
                     if failed.fault != "connection":
                         raise
             if chosen in self.routes.stats:  # it may have gone meanwhile
                 self.routes.stats[chosen].fallbacks += 1
         stable = self._ready(self.routes.wanted.stable)
-        return stable, await self._ask(stable, "live", body, headers)
+        return stable, await self._ask(stable, "live", body, headers, sticky)
 
-    async def _ask(self, version: str, traffic: Traffic, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def _ask(
+        self, version: str, traffic: Traffic, body: bytes, headers: Mapping[str, str], sticky: Key = None
+    ) -> Answer:
         """Return the answer of one version, and count it.
 
         Raises:
@@ -168,7 +175,7 @@ class Proxy:
         except Failed as failed:
             stats.failed(failed.fault)
             raise
-        asyncio.get_running_loop().call_soon(self._count, version, traffic, body, answer)
+        asyncio.get_running_loop().call_soon(self._count, version, traffic, body, answer, sticky)
         return answer
 
     def _timeout(self) -> aiohttp.ClientTimeout:
@@ -191,7 +198,7 @@ class Proxy:
             raise Failed("connection", f"version {replica.version!r} is not ready")
         return answer
 
-    def _count(self, version: str, traffic: Traffic, body: bytes, answer: Answer) -> None:
+    def _count(self, version: str, traffic: Traffic, body: bytes, answer: Answer, sticky: Key) -> None:
         """Count an answer; done when the user has it."""
         stats = self.routes.stats.get(version)
         if stats is None:  # no longer wanted
@@ -204,8 +211,9 @@ class Proxy:
                 log.warning("version %s: the answer is not of the protocol", version)
         stats.of(traffic).answered(answer.status, answer.milliseconds, scores)
         percent = self.routes.wanted.log_percent
-        if answer.status == 200 and percent and self._draw() * 100 < percent:
-            self._predictions.add(version, traffic, body, answer.body, answer.milliseconds)
+        sampled = percent and self._draw() * 100 < percent
+        if answer.status == 200 and (sampled or self._predictions.is_new(sticky)):
+            self._predictions.add(version, traffic, body, answer.body, answer.milliseconds, sticky)
 
     def _mirror(self, answered: str, body: bytes, headers: Mapping[str, str]) -> None:
         """Send copies to those who get one."""

@@ -8,12 +8,19 @@ fluke moves little.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, Optional
 
 from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.stages.deploy.outcomes import Outcomes
+from airflow_ml_provider.stages.deploy.policy import Check, ErrorRate
 from airflow_ml_provider.stages.deploy.stats import Moments, VersionStats
+
+PERIODS = 200
+"""Most periods of a bandit: a record of each stands beside the service, which may be in a ConfigMap of 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,17 @@ class BanditPolicy:
             mean reward to another one that may be better (Scott's value remaining, its mean).
         draws: from the posteriors at each step.
         seed: equal numbers give equal steps.
+        strategy: `bandit`.
+        share: of the traffic that the candidate gets in the first period.
+        period_s: the traffic is allocated anew every so many seconds.
+        max_s: it ends at the first period after so many seconds, if it was not over before.
+        on_limit: then the candidate gets all traffic if it is the `best`; `rollback` gives the traffic back.
+        guardrails: what ends it at once, whatever the rewards.
+        alpha: chance that a candidate within the guardrails is ever taken away for one of them.
+        key: header whose value keeps its version as long as the shares allow; empty for none.
+        outcomes: table with the rewards; none where the servers count them.
+        max_start_s: how long the candidate may take to get ready (seconds).
+        max_wait_s: how long the traffic may be otherwise than asked for (seconds).
     """
 
     metric: str
@@ -38,8 +56,29 @@ class BanditPolicy:
     max_loss: float = 0.01
     draws: int = 2000
     seed: int = 0
+    strategy: Literal["bandit"] = "bandit"
+    share: float = 0.5
+    period_s: float = 3600.0
+    max_s: float = 7 * 86400.0
+    on_limit: Literal["rollback", "best"] = "rollback"
+    guardrails: tuple[Check, ...] = (ErrorRate(),)
+    alpha: float = 0.05
+    key: str = ""
+    outcomes: Optional[Outcomes] = None
+    max_start_s: float = 1800.0
+    max_wait_s: float = 3600.0
 
     def __post_init__(self) -> None:
+        if not self.floor <= self.share <= 1 - self.floor or not 0 < self.share < 1:
+            raise invalid("share", self.share, f"between floor ({self.floor:g}) and 1 - floor", "give a fraction")
+        for name in ("period_s", "max_start_s", "max_wait_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise invalid(name, getattr(self, name), "greater than 0 (seconds)")
+        if not self.period_s <= self.max_s <= PERIODS * self.period_s:
+            most = f"between period_s ({self.period_s:g} s) and {PERIODS} of them"
+            raise invalid("max_s", self.max_s, most, "the service carries the record of each")
+        if not 0 < self.alpha < 1:
+            raise invalid("alpha", self.alpha, "in (0, 1)", "give a fraction, not percent")
         if not 0 <= self.floor < 0.5:
             raise invalid("floor", self.floor, "in [0, 0.5)", "give a fraction, not percent")
         for name in ("max_change", "max_loss"):
@@ -47,6 +86,11 @@ class BanditPolicy:
                 raise invalid(name, getattr(self, name), "in (0, 1]", "give a fraction, not percent")
         if self.min_samples < 1 or self.draws < 100:
             raise invalid("min_samples, draws", (self.min_samples, self.draws), "at least 1 and 100")
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What a place must be able to count."""
+        return self.guardrails
 
 
 @dataclass(frozen=True)
@@ -82,7 +126,7 @@ def allocate(policy: BanditPolicy, stats: Mapping[str, VersionStats], weights: M
         SpecError: fewer than two versions, other versions than have weights, rewards outside [0, 1].
     """
     _check(policy, stats, weights)
-    rewards = {name: stats[name].metrics.get(policy.metric, Moments()) for name in sorted(stats)}
+    rewards = {name: stats[name].moments(policy.metric) for name in sorted(stats)}
     chances, loss = _chances(policy, rewards)
     best = max(chances, key=lambda name: chances[name])
     least = min(moments.count for moments in rewards.values())

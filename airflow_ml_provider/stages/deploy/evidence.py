@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 from airflow_ml_provider import codec, tables
 from airflow_ml_provider.refs import ReportRef
@@ -46,5 +48,15 @@ def write(output: str, service: Service, state: RolloutState) -> ReportRef:
 
 def requests(state: RolloutState) -> int:
     """Return how many requests of the candidate the decisions of a rollout stand on."""
-    criteria = [criterion for step in state.evidence for criterion in step["criteria"]]
+    steps = state.evidence[-1:] if _sums_up(state) else state.evidence
+    criteria = [criterion for step in steps for criterion in step["criteria"]]
     return int(sum(criterion["observed"] for criterion in criteria if criterion["name"] == "requests"))
+
+
+def verdict(state: RolloutState) -> Mapping[str, Any]:
+    """Return what an experiment or a bandit said at its end; empty for other rollouts."""
+    return dict(state.evidence[-1].get("verdict", {})) if state.evidence else {}
+
+
+def _sums_up(state: RolloutState) -> bool:
+    return bool(state.evidence) and state.evidence[-1]["strategy"] == "bandit"

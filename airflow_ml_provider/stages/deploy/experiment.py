@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, Optional
 
-from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.stages.deploy import analysis, sequential
 from airflow_ml_provider.stages.deploy.analysis import Finding, Windows
+from airflow_ml_provider.stages.deploy.outcomes import Outcomes
 from airflow_ml_provider.stages.deploy.policy import Check, ErrorRate
 from airflow_ml_provider.stages.deploy.stats import Moments, VersionStats
 
@@ -41,6 +42,20 @@ class ExperimentPolicy:
             guardrails have as much for themselves.
         min_samples: fewest users of each version before anything but an exact guardrail speaks.
         max_samples: users of each version after which it ends undecided.
+        strategy: `ab`.
+        key: header that carries a user's key; empty assigns each request by itself, which is right only for a metric of
+            requests, such as `success`.
+        outcomes: table with the metric; none where the servers count it.
+        baseline: mean of the metric of the stable version, for the sample size; none takes what has been counted.
+        deviation: standard deviation of the metric, where it is not a rate.
+        power: chance to see a difference of `mde`.
+        per_day: users (without a key: requests) a day; with it, an experiment that could not end in time is refused.
+        min_s: it says `better` or `no_difference` after so many seconds at the earliest; whole weeks are wise.
+        max_s: after so many seconds it ends, undecided, and the traffic goes back.
+        max_start_s: how long the candidate may take to get ready (seconds).
+        max_wait_s: how long the traffic may be otherwise than asked for (seconds).
+        on_better: `promote` the candidate, or `keep_stable` and leave that to somebody else.
+        on_no_difference: `rollback`, or `promote` all the same.
     """
 
     salt: str
@@ -51,17 +66,41 @@ class ExperimentPolicy:
     alpha: float = 0.05
     min_samples: int = 300
     max_samples: int = 1_000_000
+    strategy: Literal["ab"] = "ab"
+    key: str = "x-sticky-key"
+    outcomes: Optional[Outcomes] = None
+    baseline: Optional[float] = None
+    deviation: Optional[float] = None
+    power: float = 0.8
+    per_day: Optional[float] = None
+    min_s: float = 0.0
+    max_s: float = 14 * 86400.0
+    max_start_s: float = 1800.0
+    max_wait_s: float = 3600.0
+    on_better: Literal["promote", "keep_stable"] = "promote"
+    on_no_difference: Literal["rollback", "promote"] = "rollback"
 
     def __post_init__(self) -> None:
         if not self.salt or not self.metric:
             raise invalid("salt, metric", (self.salt, self.metric), "given")
         if not 0 < self.mde < math.inf:
             raise invalid("mde", self.mde, "greater than 0", "it is a difference of means, not a ratio")
-        for name in ("share", "alpha"):
+        for name in ("share", "alpha", "power"):
             if not 0 < getattr(self, name) < 1:
                 raise invalid(name, getattr(self, name), "in (0, 1)", "give a fraction, not percent")
         if not 1 <= self.min_samples <= self.max_samples:
             raise invalid("min_samples", self.min_samples, f"between 1 and max_samples ({self.max_samples})")
+        for name in ("max_s", "max_start_s", "max_wait_s", "per_day", "deviation"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise invalid(name, value, "greater than 0")
+        if not 0 <= self.min_s <= self.max_s:
+            raise invalid("min_s", self.min_s, f"between 0 and max_s ({self.max_s:g} s)")
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What a place must be able to count."""
+        return self.guardrails
 
 
 @dataclass(frozen=True)
@@ -116,9 +155,15 @@ def assign(key: str, salt: str, weights: Mapping[str, float]) -> str:
 
 
 def sample_size(
-    baseline: float, mde: float, *, alpha: float = 0.05, power: float = 0.8, sequential_test: bool = True
+    baseline: float,
+    mde: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    sequential_test: bool = True,
+    deviation: Optional[float] = None,
 ) -> int:
-    r"""Return how many users of each version it takes to see a difference of a conversion rate.
+    r"""Return how many users of each version it takes to see a difference of a conversion rate, or of another mean.
 
     For one look: \( (z_{1-\alpha/2} \sqrt{2 \bar p \bar q} + z_{power} \sqrt{p_1 q_1 + p_2 q_2})^2 / mde^2 \) (Fleiss,
     Levin, Paik, 2003, "Statistical methods for rates and proportions", chapter 4, without continuity correction). With
@@ -131,19 +176,22 @@ def sample_size(
         alpha: two-sided.
         power: chance to see it.
         sequential_test: whether it is looked at at any time, as `judge` does, or once.
+        deviation: standard deviation of a number that is no rate.
 
     >>> sample_size(0.10, 0.02, sequential_test=False)
     3841
     """
     treated = baseline + mde
-    if not 0 < baseline < 1 or not 0 < treated < 1 or not mde:
+    if not mde or (deviation is None and not (0 < baseline < 1 and 0 < treated < 1)):
         raise invalid("baseline, baseline + mde", (baseline, treated), "different and in (0, 1)")
     for name, value in (("alpha", alpha), ("power", power)):
         if not 0 < value < 1:
             raise invalid(name, value, "in (0, 1)", "give a fraction, not percent")
     z_power, middle = NormalDist().inv_cdf(power), (baseline + treated) / 2
-    spread = baseline * (1 - baseline) + treated * (1 - treated)
-    once = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(2 * middle * (1 - middle)) + z_power * math.sqrt(spread)
+    pooled, spread = 2 * middle * (1 - middle), baseline * (1 - baseline) + treated * (1 - treated)
+    if deviation is not None:
+        pooled = spread = 2 * deviation**2
+    once = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(pooled) + z_power * math.sqrt(spread)
     size = (once / mde) ** 2
     if not sequential_test:
         return math.ceil(size)
@@ -159,6 +207,45 @@ def sample_size(
     return math.ceil(high)
 
 
+def prospect(policy: ExperimentPolicy, counted: Moments) -> str:
+    """Return in one sentence how many samples an experiment takes, and how long that is.
+
+    Parameters:
+        policy: the experiment.
+        counted: the metric of the stable version so far, which tells the baseline where the policy does not.
+
+    Raises:
+        SpecError: there is no baseline, or it could not see `mde` within `max_samples` and `max_s`.
+    """
+    baseline, deviation = policy.baseline, policy.deviation
+    if baseline is None:
+        if counted.count < policy.min_samples:
+            raise SpecError(
+                f"the sample size takes a baseline: {counted.count} values of {policy.metric!r} have been counted for "
+                f"the stable version, which is too few; give its mean as baseline"
+            )
+        baseline = counted.mean
+    users = sample_size(baseline, policy.mde, alpha=policy.alpha, power=policy.power, deviation=deviation)
+    unit = "users" if policy.key else "requests"
+    said = (
+        f"it takes {users} {unit} of each version to see a difference of {policy.mde:g} from {baseline:.4g} with power "
+        f"{policy.power:g} at alpha {policy.alpha:g}"
+    )
+    if users > policy.max_samples:
+        raise SpecError(f"{said}, but max_samples is {policy.max_samples}; take a larger mde or more samples")
+    if policy.per_day is None:
+        return said
+    days = users / policy.per_day / min(policy.share, 1 - policy.share)
+    said += f", which are {days:.3g} days at {policy.per_day:g} {unit} a day"
+    late = policy.outcomes.window_s / 86400 if policy.outcomes else 0.0
+    if days + late > policy.max_s / 86400:
+        raise SpecError(
+            f"{said}, but max_s is {policy.max_s / 86400:.3g} days, and outcomes take {late:.3g} days; take a larger "
+            "mde, more time, or a share nearer to a half"
+        )
+    return said
+
+
 def judge(policy: ExperimentPolicy, control: VersionStats, treatment: VersionStats) -> Result:
     """Return what an experiment says; the statistics are those since it began.
 
@@ -168,7 +255,7 @@ def judge(policy: ExperimentPolicy, control: VersionStats, treatment: VersionSta
         treatment: of the version that may be better.
     """
     guardrails = analysis.judge(policy.guardrails, Windows(control, treatment, policy.alpha, policy.min_samples))
-    old, new = (stats.metrics.get(policy.metric, Moments()) for stats in (control, treatment))
+    old, new = (stats.moments(policy.metric) for stats in (control, treatment))
     effect = interval = None
     if min(old.count, new.count) >= 2:
         effect = new.mean - old.mean

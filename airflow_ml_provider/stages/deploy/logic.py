@@ -10,8 +10,11 @@ from typing import Any, Optional
 from airflow_ml_provider import codec
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
-from airflow_ml_provider.stages.deploy.service import Observed, Readings, Server, Service, Version
+from airflow_ml_provider.stages.deploy.experiment import ExperimentPolicy
+from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+from airflow_ml_provider.stages.deploy.service import Observed, Readings, Server, Service, Sticky, Version
 from airflow_ml_provider.stages.deploy.state import Decision, Seen
+from airflow_ml_provider.stages.deploy.strategies import Policy
 
 _ENDED = ("done", "rolled_back")
 
@@ -80,11 +83,25 @@ def seen_of(observed: Observed, readings: Readings, candidate: Version) -> Seen:
         percent=state.percent,
         mirror_percent=state.mirror,
         promoted=promoted,
-        generation=1,
-        observed_generation=int(settled),
+        settled=settled,
         stable={} if promoted else readings.get(wanted.stable.name, {}),
         candidate=readings.get(candidate.name, {}),
     )
+
+
+def sticky_of(policy: Policy, candidate: Version) -> Optional[Sticky]:
+    """Return how requests keep their version in a rollout; each candidate mixes the users anew."""
+    if isinstance(policy, RolloutPolicy) or not policy.key:
+        return None
+    salt = policy.salt if isinstance(policy, ExperimentPolicy) else "bandit"
+    return Sticky(policy.key, f"{salt}:{candidate.name}")
+
+
+def completed(policy: Policy, log: str) -> Policy:
+    """Return a policy with the place's log of predictions, where it has users whose outcomes are looked up."""
+    if isinstance(policy, RolloutPolicy) or policy.outcomes is None or policy.outcomes.log or not policy.key:
+        return policy
+    return replace(policy, outcomes=replace(policy.outcomes, log=log))
 
 
 def wanted_after(decision: Decision, service: Service) -> Service:
@@ -95,7 +112,7 @@ def wanted_after(decision: Decision, service: Service) -> Service:
         return Service(service.name, candidate, rollout=rollout)
     if decision.action == "roll_back" and service.candidate is not None:
         # Traffic first, the candidate afterwards: KServe takes its time to remove one.
-        return replace(service, percent=0, mirror=0, rollout=rollout)
+        return replace(service, percent=0, mirror=0, rollout=rollout, sticky=None)
     if decision.action == "roll_back":
         return Service(service.name, stable_of(service) or service.stable, rollout=rollout)
     if decision.over:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import TYPE_CHECKING, Literal, Union
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid, unknown_name
-from airflow_ml_provider.stages.deploy.policy import ErrorRate, Latency, RolloutPolicy, ScoreShift
+from airflow_ml_provider.stages.deploy.policy import ErrorRate, Latency, ScoreShift
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.deploy.strategies import Policy
 
 COUNTERS = ("requests", "errors", "latency_bucket", "score_bucket")
 FILLED_IN = ("service", "version", "namespace", "workload", "revision", "pods", "server", "window")
@@ -86,7 +89,7 @@ def resolve(metrics: Union[str, Mapping[str, str]]) -> Metrics:
     return codec.decode(Metrics, merged, "metrics")
 
 
-def check(metrics: Metrics, policy: RolloutPolicy) -> None:
+def check(metrics: Metrics, policy: Policy) -> None:
     """Refuse a policy with a check that could never be made.
 
     Raises:

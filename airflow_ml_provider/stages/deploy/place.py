@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from airflow_ml_provider import codec
-from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.exceptions import SpecError, invalid
 
 if TYPE_CHECKING:
-    from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+    from airflow_ml_provider.stages.deploy.strategies import Policy
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,42 @@ def encode(place: Place) -> dict[str, Any]:
     return {next(kind for kind, cls in KINDS.items() if isinstance(place, cls)): codec.encode(place)}
 
 
-def check(place: Place, policy: RolloutPolicy) -> None:
-    """Refuse a policy with a check that could never be made at a place.
+def check(place: Place, policy: Policy) -> None:
+    """Refuse a policy that a place can never fulfil.
 
     Raises:
-        SpecError: nothing counts there what it needs.
+        SpecError: nothing counts there what it needs, or requests cannot be assigned as it asks for.
     """
+    if policy.strategy in ("ab", "bandit"):
+        _check_trial(place, policy)
     kserve = place.kserve if isinstance(place, GitOps) else place
     if isinstance(kserve, KServe):
         from airflow_ml_provider.stages.deploy import metrics
 
         metrics.check(metrics.resolve(kserve.metrics), policy)
+
+
+def prediction_log(place: Place, service: str) -> str:
+    """Return the folder in which a place logs who got which version; empty where it does not."""
+    return f"{place.root}/{service}/predictions" if isinstance(place, Local) else ""
+
+
+def _check_trial(place: Place, policy: Any) -> None:
+    """Refuse an experiment or a bandit whose metric nobody counts, or whose users cannot keep their version."""
+    from airflow_ml_provider.stages.deploy.stats import SUCCESS
+
+    if policy.key and not isinstance(place, Local):
+        raise SpecError(
+            f"key is {policy.key!r}, but KServe splits every request by itself, so that users would not keep their "
+            "version; leave key empty and take a metric of requests, or serve with `local`"
+        )
+    if policy.outcomes is None and policy.metric != SUCCESS:
+        raise SpecError(
+            f"nothing counts {policy.metric!r}: give outcomes, a table with it, or take the metric {SUCCESS!r}, which "
+            "servers count themselves"
+        )
+    if policy.strategy == "ab" and policy.key and policy.outcomes is None:
+        raise SpecError(
+            f"key is {policy.key!r}, but {SUCCESS!r} is counted once per request, and the requests of one user are not "
+            "independent; leave key empty, or give outcomes, which are counted once per user"
+        )

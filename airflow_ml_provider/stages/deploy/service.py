@@ -98,6 +98,23 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Sticky:
+    """Requests that carry the same key get the same version, as long as the shares stay: `experiment.assign`.
+
+    Attributes:
+        header: of a request, with the key.
+        salt: another one mixes the keys anew.
+    """
+
+    header: str
+    salt: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.header):
+            raise invalid("header", self.header, "the name of an HTTP header")
+
+
+@dataclass(frozen=True)
 class Service:
     """What a service shall be: a stable version, perhaps a candidate beside it, and who gets which requests.
 
@@ -109,6 +126,7 @@ class Service:
         mirror: of the requests that the stable version answers, how many (percent) the candidate gets, too, without
             anybody seeing its answer.
         rollout: who moves the traffic, and how far that is, as plain JSON; empty when nobody does.
+        sticky: how requests keep their version, where the place can do that; none leaves it to the place.
     """
 
     name: str
@@ -117,6 +135,7 @@ class Service:
     percent: float = 0
     mirror: float = 0
     rollout: Mapping[str, Any] = field(default_factory=dict)
+    sticky: Optional[Sticky] = None
 
     def __post_init__(self) -> None:
         _check_label("name of a service", self.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional
 
 from airflow_ml_provider.stages.deploy.policy import Step
-from airflow_ml_provider.stages.deploy.stats import VersionStats
+from airflow_ml_provider.stages.deploy.stats import Moments, VersionStats
 
 Health = Literal["pending", "ready", "failed", "gone"]
 Phase = Literal["starting", "shifting", "baking", "finishing", "rolling_back", "done", "rolled_back"]
@@ -27,8 +27,7 @@ class Seen:
         percent: of the users' requests that go to the candidate now.
         mirror_percent: of the users' requests that are copied to it now.
         promoted: the candidate has taken the stable version's place.
-        generation: what was asked for last, counted …
-        observed_generation: … and which of it is in effect, as in Kubernetes. What lags behind is not acted upon.
+        settled: what was asked for last is in effect. What lags behind is not acted upon.
         stable: readings of the stable version's servers. A server that does not answer is left out.
         candidate: readings of the candidate's servers.
     """
@@ -38,20 +37,18 @@ class Seen:
     percent: float = 0.0
     mirror_percent: float = 0.0
     promoted: bool = False
-    generation: int = 0
-    observed_generation: int = 0
+    settled: bool = True
     stable: Reading = field(default_factory=dict)
     candidate: Reading = field(default_factory=dict)
-
-    @property
-    def settled(self) -> bool:
-        """Whether what was asked for last is in effect."""
-        return self.observed_generation >= self.generation
 
     @property
     def exposed(self) -> bool:
         """Whether any request reaches the candidate."""
         return self.percent > 0 or self.mirror_percent > 0
+
+    def counted(self, metric: str) -> Moments:
+        """Return a metric's sums over the stable version's servers."""
+        return sum((stats.moments(metric) for stats in self.stable.values()), Moments())
 
     def has(self, step: Step) -> bool:
         """Return whether the traffic is that of a step."""
@@ -98,11 +95,17 @@ class RolloutState:
         policy: digest of the policy that it began with.
         candidate: the new version.
         stable: the version that answers now; none when there is none yet.
-        step: index in the policy's plan.
+        step: index of the step: in the policy's plan, or of a bandit's re-allocations.
         now: time of the last look (seconds, of any clock).
         waited_s: since the step, or the start, was asked for. Time that runs backwards does not count.
         baked_s: since the step's traffic was seen to be as asked for.
         looks: looks at the statistics in this step so far.
+        percent: that a bandit has given the candidate; none for a plan's own.
+        asked: when the split that an experiment or a bandit counts in was asked for.
+        counting: that split has been seen, so that what is counted takes part.
+        unsettled_s: for how long the traffic has not been as asked for.
+        total_s: since the candidate was ready.
+        promotes: whether it ends with the candidate as the stable version.
         reason: why it ended or is being rolled back.
         evidence: one record for each step that was decided.
     """
@@ -116,6 +119,12 @@ class RolloutState:
     waited_s: float = 0.0
     baked_s: float = 0.0
     looks: int = 0
+    percent: Optional[float] = None
+    asked: float = 0.0
+    counting: bool = False
+    unsettled_s: float = 0.0
+    total_s: float = 0.0
+    promotes: bool = True
     reason: str = ""
     evidence: tuple[Mapping[str, Any], ...] = ()
 

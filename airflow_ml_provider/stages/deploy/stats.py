@@ -19,6 +19,9 @@ from airflow_ml_provider.stages.deploy import sequential
 LATENCY_BOUNDS_S: tuple[float, ...] = tuple(0.001 * 2 ** (i / 4) for i in range(65))
 """1 ms to 65 s in steps of 19 %."""
 
+SUCCESS = "success"
+"""The metric that every server counts."""
+
 SCORE_EDGES: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
 """Twenty bins for scores in [0, 1]."""
 
@@ -209,6 +212,13 @@ class VersionStats:
         for part, whole in (("errors", "requests"), ("agreed", "compared")):
             if not 0 <= getattr(self, part) <= getattr(self, whole):
                 raise invalid(part, getattr(self, part), f"between 0 and {whole} ({getattr(self, whole)})")
+
+    def moments(self, metric: str) -> Moments:
+        """Return the sums of a metric; `success` is that a request did not fail, which every server counts."""
+        if metric == SUCCESS and metric not in self.metrics:
+            good = float(self.requests - self.errors)
+            return Moments(self.requests, good, good)
+        return self.metrics.get(metric, Moments())
 
     def __add__(self, other: VersionStats) -> VersionStats:
         metrics = {n: self.metrics.get(n, Moments()) + m for n, m in other.metrics.items()}

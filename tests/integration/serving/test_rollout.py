@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,20 @@ pytest.importorskip("onnx")
 pytest.importorskip("pyarrow")
 pytest.importorskip("aiohttp")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_ml_provider.exceptions import MlError
 from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
 from airflow_ml_provider.serving import launch
+from airflow_ml_provider.serving.client import Client
 from airflow_ml_provider.serving.place import LocalServing
+from airflow_ml_provider.stages.deploy.experiment import assign
+from airflow_ml_provider.stages.deploy.logic import version_of
 from airflow_ml_provider.stages.deploy.place import Local
 from airflow_ml_provider.stages.deploy.policy import ErrorRate, RolloutPolicy, ScoreShift
+from airflow_ml_provider.stages.deploy.service import Server
 from airflow_ml_provider.testing import packages
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.triggers.serving import ServingTrigger
@@ -81,10 +88,10 @@ def place(tmp_path, models):
     launch.stop(tmp_path / "services", "late")
 
 
-def rollout(tmp_path: Path, model) -> RolloutOperator:
+def rollout(tmp_path: Path, model, policy=QUICK) -> RolloutOperator:
     local = {"local": {"root": str(tmp_path / "services"), "python": sys.executable}}
     return RolloutOperator(
-        task_id="rollout", service="late", place=local, model=model, evidence=str(tmp_path), policy=QUICK, poll_s=0.2,
+        task_id="rollout", service="late", place=local, model=model, evidence=str(tmp_path), policy=policy, poll_s=0.2,
         gate="waived",
     )  # fmt: skip
 
@@ -139,3 +146,49 @@ def test_a_candidate_that_cannot_be_loaded_never_gets_a_request(place, models, t
         run(rollout(tmp_path, models["good"]), run_id="r")
     assert not users.failures
     assert len(set(users.answers)) == 1
+
+
+class People(Users):
+    """Users who say who they are: each of them asks again and again, in turn."""
+
+    KEYS = tuple(f"user {number}" for number in range(600))
+
+    def __init__(self, place: LocalServing) -> None:
+        super().__init__(place)
+        self.asked: list[tuple[str, str]] = []
+
+    def _ask(self, number: int) -> None:
+        client, row = Client(self._place._root, "late"), {name: [value] for name, value in ROWS[0].items()}
+        while not self._stop.wait(0.001):
+            number = (number + 2) % len(self.KEYS)
+            try:
+                answer = client.predict(row, sticky_key=self.KEYS[number])
+                self.asked.append((self.KEYS[number], answer.version))
+            except MlError as error:
+                self.failures.append(str(error))
+
+
+def test_an_experiment_with_users_who_keep_their_version(place, models, tmp_path):
+    """Labels come in a table; of the candidate's users half do what they shall, of the others a fifth."""
+    names = [version_of(models[name], Server()).name for name in ("stable", "good")]
+    shares = dict.fromkeys(names, 50.0)
+    due = {key: assign(key, f"spring:{names[1]}", shares) for key in People.KEYS}
+    values = [float(number % 10 < (5 if due[key] == names[1] else 2)) for number, key in enumerate(People.KEYS)]
+    table = pa.table(
+        {"key": People.KEYS, "value": values, "time": [datetime(2100, 1, 1, tzinfo=timezone.utc)] * len(due)}
+    )
+    pq.write_table(table, tmp_path / "outcomes.parquet")
+    policy = {
+        "strategy": "ab", "salt": "spring", "metric": "accepted", "mde": 0.2, "baseline": 0.2, "min_samples": 100,
+        "outcomes": {"table": str(tmp_path / "outcomes.parquet")}, "max_s": 100, "guardrails": [{"kind": "error_rate"}],
+    }  # fmt: skip
+    with People(place) as users:
+        value = run(rollout(tmp_path, models["good"], policy), run_id="r")
+    assert not users.failures
+    assert value["verdict"]["outcome"] == "better"
+    assert value["verdict"]["effect"] == pytest.approx(0.3, abs=0.15)
+    assert place.look("late").wanted.stable.model.digest == models["good"].digest
+    both = [at for at, (_, answered) in enumerate(users.asked) if answered == names[1]]
+    split = users.asked[both[0] + 10 :]  # of two threads, one may have been asking when the split began
+    last = next(at for at, (key, answered) in enumerate(split) if answered != due[key])  # all are its users by then
+    assert len({key for key, _ in split[:last]}) >= 2 * 100

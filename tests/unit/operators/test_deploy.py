@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 
+from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, StageCrashed, Unavailable
 from airflow_ml_provider.operators.deploy import (
     DeployOperator,
@@ -18,8 +21,9 @@ from airflow_ml_provider.operators.deploy import (
     UndeployOperator,
 )
 from airflow_ml_provider.refs import ModelRef, ReportRef
+from airflow_ml_provider.stages.deploy.experiment import sample_size
 from airflow_ml_provider.stages.deploy.policy import ErrorRate, RolloutPolicy
-from airflow_ml_provider.stages.deploy.service import Server, Service, Version
+from airflow_ml_provider.stages.deploy.service import Server, Service, Sticky, Version
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.testing.serving import Behaviour, MemoryServing
 from airflow_ml_provider.triggers.serving import ServingTrigger
@@ -92,6 +96,17 @@ def run(operator, traffic=None, **ids):
             return getattr(operator, pending.method_name)(context(**ids), event)
         except TaskDeferred as deferred:
             pending = deferred
+
+
+def busy(place, requests):
+    """Let users ask so many times before each reading."""
+    readings = place.readings
+
+    def asked(name):
+        place.serve(name, requests)
+        return readings(name)
+
+    place.readings = asked
 
 
 def deferred_of(operator, **ids) -> TaskDeferred:
@@ -264,10 +279,152 @@ class TestRollout:
             run(task)
         assert place.look("flights").wanted == Service("flights", version(1))
 
+    def test_an_execution_timeout_ends_what_would_be_held_for_ever(self, place, clock, tmp_path):
+        run(deploy(1))
+        limit = timedelta(seconds=30)
+        task = rollout(2, tmp_path, policy={**codec.encode(QUICK), "on_unsure": "hold"}, execution_timeout=limit)
+        began = clock[0]
+        with pytest.raises(AirflowTaskTimeout):
+            run(task, run_id="r2")
+        assert 30 <= clock[0] - began < 60
+        assert place.look("flights").wanted == Service("flights", version(1))
+
     def test_the_server_is_that_of_the_stable_version_unless_told(self, place, clock, tmp_path):
         run(deploy(1, server={"max_batch": 8}))
         deferred_of(rollout(2, tmp_path), run_id="r2")
         assert place.look("flights").wanted.candidate.server == Server(max_batch=8)
+
+
+AB = {
+    "strategy": "ab", "salt": "spring", "metric": "success", "mde": 0.05, "key": "", "baseline": 0.9, "max_s": 600,
+    "guardrails": [{"kind": "latency"}],
+}  # fmt: skip
+
+
+class TestExperiment:
+    def run(self, place, folder, better=0.0, **policy):
+        run(deploy(1))
+        place.behaviours["v1"] = Behaviour(error_rate=0.1)
+        place.behaviours["v2"] = Behaviour(error_rate=0.1 - better)
+        task = rollout(2, folder, policy={**AB, **policy}, on_refusal="skip")
+        busy(place, 2000)
+        return run(task, run_id="r2")
+
+    def test_a_better_candidate_becomes_the_stable_version(self, place, clock, tmp_path, capsys):
+        value = self.run(place, tmp_path, better=0.1)
+        assert place.look("flights").wanted.stable == version(2)
+        assert [put.percent for put in place.puts if put.candidate] == [0, 50]
+        said = f"it takes {sample_size(0.9, 0.05)} requests of each version to see a difference of 0.05 from 0.9"
+        assert said in capsys.readouterr().out
+        (step,) = json.loads(Path(value["rollout"]["uri"]).read_text())["steps"]
+        assert step["verdict"] == value["verdict"]
+        assert value["verdict"]["outcome"] == "better"
+        low, high = value["verdict"]["interval"]
+        assert 0 < low < value["verdict"]["effect"] < high
+
+    def test_it_may_leave_the_promotion_to_others(self, place, clock, tmp_path):
+        value = self.run(place, tmp_path, better=0.1, on_better="keep_stable")
+        assert value["verdict"]["outcome"] == "better"
+        wanted = place.look("flights").wanted
+        assert (wanted.stable, wanted.candidate) == (version(1), None)
+
+    @pytest.mark.parametrize(("better", "policy", "reason"), [
+        (-0.2, {}, "worse: success is"),
+        (0.0, {}, "no_difference: success is"),
+        (0.0, {"mde": 0.01, "max_s": 5}, "undecided within 5 s"),
+        (0.0, {"share": 0.45, "mde": 0.01, "baseline": 0.9}, "broken"),
+    ])  # fmt: skip
+    def test_otherwise_the_traffic_goes_back(self, place, clock, tmp_path, better, policy, reason, monkeypatch):
+        if reason == "broken":
+            numbers = itertools.count()
+
+            def alternate(wanted):
+                taken = wanted.candidate and wanted.percent and next(numbers) % 2
+                return wanted.candidate if taken else wanted.stable
+
+            monkeypatch.setattr(place, "_chosen", alternate)
+        with pytest.raises(AirflowSkipException, match=reason):
+            self.run(place, tmp_path, better, **policy)
+        wanted = place.look("flights").wanted
+        assert (wanted.stable, wanted.candidate) == (version(1), None)
+        (file,) = (tmp_path / "rollouts").iterdir()
+        assert json.loads(file.read_text())["steps"][0]["verdict"]["metric"] == "success"
+
+    def test_another_worker_goes_on(self, place, clock, tmp_path):
+        run(deploy(1))
+        deferred_of(rollout(2, tmp_path, policy=AB), run_id="r2")
+        place.behaviours["v1"] = Behaviour(error_rate=0.1)
+        busy(place, 2000)
+        value = run(rollout(2, tmp_path, policy=AB), run_id="r2", try_number=2)
+        assert value["verdict"]["outcome"] == "better"
+        assert [put.percent for put in place.puts if put.candidate] == [0, 50]
+
+    @pytest.mark.parametrize(("policy", "place_", "match"), [
+        ({"per_day": 10}, PLACE, "which are .* days at 10 requests a day, but max_s is"),
+        ({"max_samples": 500}, PLACE, "but max_samples is 500"),
+        ({"baseline": None}, PLACE, "the sample size takes a baseline"),
+        ({"metric": "clicks"}, PLACE, "nothing counts 'clicks': give outcomes"),
+        ({"key": "x-user"}, PLACE, "the requests of one user are not independent"),
+        ({"key": "x-user"}, {"kserve": {}}, "KServe splits every request by itself"),
+    ])  # fmt: skip
+    def test_what_cannot_be_is_refused_before_anything_is_deployed(self, place, tmp_path, policy, place_, match):
+        run(deploy(1))
+        task = rollout(2, tmp_path, policy={**AB, **policy})
+        task.place = place_
+        with pytest.raises(AirflowFailException, match=match):
+            run(task)
+        assert place.look("flights").wanted == Service("flights", version(1))
+
+    def test_users_keep_their_version_where_the_place_can_do_that(self, place, clock, tmp_path):
+        run(deploy(1))
+        outcomes = {"table": str(tmp_path / "late.parquet")}
+        deferred = deferred_of(rollout(2, tmp_path, policy={**AB, "key": "x-user", "outcomes": outcomes}), run_id="r2")
+        wanted = place.look("flights").wanted
+        assert wanted.sticky == Sticky("x-user", "spring:v2")
+        assert wanted.rollout["policy"]["outcomes"]["log"] == "nowhere/flights/predictions"
+        asyncio.run(deferred.trigger.on_kill())
+        assert place.look("flights").wanted == Service("flights", version(1))
+
+
+BANDIT = {"strategy": "bandit", "metric": "success", "period_s": 2, "max_s": 60, "share": 0.2, "min_samples": 100}
+
+
+class TestBandit:
+    @pytest.mark.parametrize(("errors", "best"), [(0.0, 2), (0.3, 1)])
+    def test_traffic_follows_the_rewards(self, place, clock, tmp_path, errors, best):
+        run(deploy(1))
+        place.behaviours["v1"], place.behaviours["v2"] = Behaviour(error_rate=0.15), Behaviour(error_rate=errors)
+        policy = {**BANDIT, "guardrails": [{"kind": "latency"}], "max_loss": 0.0001}
+        task = rollout(2, tmp_path, policy=policy, on_refusal="skip")
+        busy(place, 500)
+        if best == 2:
+            value = run(task, run_id="r2")
+            assert value["verdict"]["best"] == "candidate"
+        else:
+            with pytest.raises(AirflowSkipException, match="stable is the best"):
+                run(task, run_id="r2")
+        wanted = place.look("flights").wanted
+        assert (wanted.stable, wanted.candidate) == (version(best), None)
+        (file,) = (tmp_path / "rollouts").iterdir()
+        steps = json.loads(file.read_text())["steps"]
+        assert [step["decision"] for step in steps[:-1]] == ["reallocated"] * (len(steps) - 1)
+        percents = [step["percent"] for step in steps]
+        assert percents == [put.percent for put in place.puts if put.candidate and put.sticky is None][1:][: len(steps)]
+        assert all(abs(a - b) <= 20 for a, b in itertools.pairwise(percents))
+
+    @pytest.mark.parametrize(("on_limit", "ends"), [("rollback", 1), ("best", 2)])
+    def test_at_its_limit(self, place, clock, tmp_path, on_limit, ends):
+        run(deploy(1))
+        place.behaviours["v1"] = Behaviour(error_rate=0.05)
+        policy = {**BANDIT, "max_s": 6, "max_loss": 1e-9, "on_limit": on_limit, "min_samples": 20}
+        task = rollout(2, tmp_path, policy=policy)
+        busy(place, 60)
+        if ends == 2:
+            run(task, run_id="r2")
+        else:
+            with pytest.raises(AirflowFailException, match="undecided within 6 s"):
+                run(task, run_id="r2")
+        assert place.look("flights").wanted.stable == version(ends)
 
 
 def test_a_place_that_is_away_is_waited_for(place, caplog):

@@ -6,6 +6,8 @@ import pytest
 
 from airflow_ml_provider.serving.spec import Version, Wanted
 from airflow_ml_provider.serving.split import Split, sticky_point
+from airflow_ml_provider.stages.deploy.experiment import assign
+from airflow_ml_provider.stages.deploy.service import Sticky
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -34,6 +36,15 @@ def test_a_growing_candidate_only_takes_keys() -> None:
     assert before < after
     assert 100 < len(before) < 300
     assert 650 < len(after) < 950
+
+
+def test_an_experiment_assigns_its_users() -> None:
+    versions = {"1": Version("/m", DIGEST, percent=70), "2": Version("/m", DIGEST, percent=30)}
+    found = Split.of(Wanted(versions, stable="1", sticky=Sticky("x-user", "spring")))
+    keys = [str(key) for key in range(2000)]
+    assert [found.of_key("late", key) for key in keys] == [assign(key, "spring", {"1": 70, "2": 30}) for key in keys]
+    other = Split.of(Wanted(versions, stable="1"))
+    assert [other.of_key("late", key) for key in keys] == [other.choose(sticky_point("late", key)) for key in keys]
 
 
 def test_a_point_is_the_key_s_and_the_service_s() -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from airflow_ml_provider import codec
+from airflow_ml_provider.stages.deploy.bandit import BanditPolicy
+from airflow_ml_provider.stages.deploy.experiment import ExperimentPolicy
 from airflow_ml_provider.stages.deploy.policy import ErrorRate, RolloutPolicy
 from airflow_ml_provider.stages.deploy.rollout import advance, begin
 from airflow_ml_provider.stages.deploy.state import Decision, RolloutState, Seen
@@ -28,6 +30,12 @@ POLICIES = [
     replace(POLICY, strategy=strategy, on_unsure=on_unsure, after_shadow=after)
     for strategy, after in (("canary", "stop"), ("blue_green", "stop"), ("shadow", "stop"), ("shadow", "canary"))
     for on_unsure in ("rollback", "hold", "advance")
+]
+TRIALS = [
+    ExperimentPolicy("spring", "success", 0.02, min_s=BAKE_S, max_wait_s=600.0, key="", on_better="keep_stable"),
+    ExperimentPolicy("spring", "success", 0.02, 0.2, max_s=900.0, key="", on_no_difference="promote"),
+    BanditPolicy("success", period_s=BAKE_S, max_s=600.0, share=0.2, draws=100, max_loss=0.001),
+    BanditPolicy("success", period_s=BAKE_S, max_s=600.0, on_limit="best", draws=100),
 ]
 
 
@@ -61,11 +69,11 @@ class Cluster:
 
     def look(self) -> Seen:
         readings = {name: dict(servers) for name, servers in self.servers.items()}
-        return Seen(self.health, "", *self.traffic, self.promoted, self.asked, self.applied, **readings)
+        return Seen(self.health, "", *self.traffic, self.promoted, self.applied >= self.asked, **readings)
 
 
 class RolloutMachine(RuleBasedStateMachine):
-    @initialize(policy=st.sampled_from(POLICIES))
+    @initialize(policy=st.sampled_from(POLICIES + TRIALS))
     def start(self, policy):
         self.policy, self.cluster, self.now = policy, Cluster(), 1e6
         self.kept = codec.canonical(begin(policy, self.cluster.look(), self.now, candidate="new", stable="old"))
@@ -183,7 +191,8 @@ class RolloutMachine(RuleBasedStateMachine):
         if self.ended:
             assert decision.action == "done"
         elif decision.action == "done":
-            stops = self.policy.plan[-1].mirror_percent > 0
+            trial = self.policy in TRIALS
+            stops = not decision.state.promotes if trial else self.policy.plan[-1].mirror_percent > 0
             assert seen.settled
             assert not seen.exposed if stops else seen.promoted
         if seen.health in ("failed", "gone") and not seen.promoted and not self.given_up and not self.ended:
@@ -195,6 +204,9 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def check_growth(self, decision, records):
         """More traffic, or the end, stands on the record of the step before and on time that it really took."""
+        if self.policy in TRIALS:
+            self.check_trial(decision, records)
+            return
         plan = self.policy.plan
         index = decision.state.step + (decision.action == "promote" or decision.state.phase == "finishing")
         assert len(records) == index
@@ -208,6 +220,22 @@ class RolloutMachine(RuleBasedStateMachine):
         if decision.evidence:
             held_s = self.held_s.get((before.percent, before.mirror_percent), 0.0)
             assert held_s >= before.bake_s - 1e-6
+
+    def check_trial(self, decision, records):
+        """Other shares, and the end, stand on the record of a full period, or of an experiment that has spoken."""
+        assert len(records) == decision.state.step + (decision.state.phase == "finishing")
+        if not records:
+            assert decision.percent == 100 * self.policy.share
+            return
+        last, least_s = records[-1], getattr(self.policy, "period_s", None) or self.policy.min_s
+        assert last["decision"] in ("passed", "reallocated")
+        assert last["window_s"] >= least_s - 1e-3
+        assert all(criterion.get("verdict") != "fail" for criterion in last["criteria"])
+        if isinstance(self.policy, BanditPolicy) and decision.action != "promote":
+            assert 5 <= decision.percent <= 95
+            assert abs(decision.percent - last["percent"]) <= 20.5
+        if isinstance(self.policy, ExperimentPolicy) and decision.action == "promote":
+            assert last["verdict"]["outcome"] == "no_difference" or self.policy.on_better == "promote"
 
     def check_repetition(self, seen, decision):
         """Seeing the same again asks for the same again."""

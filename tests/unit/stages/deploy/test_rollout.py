@@ -10,9 +10,10 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import DataError, SpecError
 from airflow_ml_provider.stages.deploy.analysis import Windows, judge
 from airflow_ml_provider.stages.deploy.policy import Agreement, ErrorRate, Latency, RolloutPolicy
-from airflow_ml_provider.stages.deploy.rollout import ADVANCED, advance, begin
+from airflow_ml_provider.stages.deploy.rollout import advance, begin
 from airflow_ml_provider.stages.deploy.state import RolloutState, Seen
 from airflow_ml_provider.stages.deploy.stats import Histogram, VersionStats
+from airflow_ml_provider.stages.deploy.strategies import ADVANCED
 from airflow_ml_provider.stages.gate import page
 
 QUICK = RolloutPolicy(steps=(10.0, 100.0), bake_s=60.0, min_samples=100, max_wait_s=300.0, checks=(ErrorRate(),))
@@ -126,8 +127,8 @@ def test_promotion_is_repeated_until_it_is_seen():
     rollout = Rollout()
     rollout.looks(1, 1, 60, 1, requests=100)
     assert rollout.looks(60, 1, obey=False, requests=100) == [("promote", 100), ("promote", 100)]
-    assert rollout.look(1, obey=False, generation=2, observed_generation=1).action == "wait"
-    assert rollout.look(1, observed_generation=2).action == "promote"
+    assert rollout.look(1, obey=False, settled=False).action == "wait"
+    assert rollout.look(1, settled=True).action == "promote"
     assert rollout.look(1).action == "done"
 
 
@@ -169,8 +170,8 @@ def test_nothing_gives_traffic_back_after_a_roll_back():
     assert rollout.look(1, obey=False).action == "roll_back"  # lost: asked for again
     assert rollout.look(1, percent=0.0).action == "failed"
     assert rollout.look(1, percent=100.0, obey=False).action == "roll_back"  # an older action takes effect late
-    assert rollout.look(1, percent=0.0, generation=3, observed_generation=2).action == "roll_back"
-    assert rollout.look(1, observed_generation=3).action == "failed"
+    assert rollout.look(1, percent=0.0, settled=False).action == "roll_back"
+    assert rollout.look(1, settled=True).action == "failed"
 
 
 def test_a_candidate_must_get_ready_in_time():
@@ -185,8 +186,8 @@ def test_a_candidate_must_get_ready_in_time():
 def test_lost_actions_are_repeated_and_lagging_ones_waited_for():
     rollout = Rollout()
     assert rollout.looks(1, 1, obey=False) == [("set_traffic", 10), ("set_traffic", 10)]
-    assert rollout.look(1, obey=False, generation=2, observed_generation=1).action == "wait"
-    assert rollout.look(1, obey=False, observed_generation=2).action == "set_traffic"
+    assert rollout.look(1, obey=False, settled=False).action == "wait"
+    assert rollout.look(1, obey=False, settled=True).action == "set_traffic"
     assert rollout.look(1, percent=10.0).action == "wait"
     assert rollout.state.phase == "baking"
 

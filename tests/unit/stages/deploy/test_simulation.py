@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
+from airflow_ml_provider.stages.deploy.bandit import BanditPolicy
+from airflow_ml_provider.stages.deploy.experiment import ExperimentPolicy
 from airflow_ml_provider.stages.deploy.policy import (
     Agreement,
     Business,
@@ -96,3 +100,41 @@ def test_equal_models_are_hardly_ever_rolled_back(simulation):
     policy = RolloutPolicy(bake_s=120.0, checks=POLICY.checks)
     ended = [simulation.run(policy, simulation.model(), seed=100 + seed) for seed in range(60)]
     assert sum(e.action == "failed" for e in ended) / 60 <= policy.alpha
+
+
+def test_an_experiment_without_a_difference_hardly_ever_finds_one(simulation):
+    """A/A: 40 of them with 30 looks each. The policy promises 5 %, and as much for the guardrails."""
+    policy = ExperimentPolicy("spring", "clicks", mde=0.001, max_s=1800.0)
+    ended = [simulation.run(policy, simulation.model(), seed=200 + seed, every_s=60.0) for seed in range(40)]
+    outcomes = [e.state.evidence[-1]["verdict"]["outcome"] for e in ended]
+    assert {e.action for e in ended if "undecided within" in e.reason} == {"failed"}
+    assert sum(outcome != "running" for outcome in outcomes) / 40 <= policy.alpha
+
+
+@pytest.mark.parametrize(("clicks", "outcome", "action"), [
+    (0.12, "better", "done"), (0.08, "worse", "failed"), (0.1, "no_difference", "failed"),
+])  # fmt: skip
+def test_an_experiment_finds_what_there_is(simulation, clicks, outcome, action):
+    policy = ExperimentPolicy("spring", "clicks", mde=0.01)
+    for seed in range(5):
+        ended = simulation.run(policy, simulation.model(clicks=clicks), seed=seed, every_s=60.0)
+        assert (ended.action, ended.highest) == (action, 50)
+        assert ended.state.evidence[-1]["verdict"]["outcome"] == outcome
+
+
+def test_an_experiment_ends_when_a_guardrail_fails(simulation):
+    policy = ExperimentPolicy("spring", "clicks", mde=0.01)
+    ended = simulation.run(policy, simulation.model(errors=0.1, clicks=0.5), seed=1, every_s=1.0)
+    assert (ended.action, ended.state.evidence[-1]["verdict"]["outcome"]) == ("failed", "harmful")
+    assert "error_rate.increase" in ended.reason
+
+
+@pytest.mark.parametrize(("clicks", "action"), [(0.12, "done"), (0.08, "failed")])
+def test_a_bandit_ends_with_the_better_version(simulation, clicks, action):
+    policy = BanditPolicy("clicks", share=0.2, period_s=60.0, max_s=6000.0, max_loss=0.001, draws=500)
+    for seed in range(5):
+        ended = simulation.run(policy, simulation.model(clicks=clicks), seed=seed, every_s=20.0, rate=50.0)
+        assert ended.action == action
+        percents = [record["percent"] for record in ended.state.evidence]
+        assert all(5 <= percent <= 95 for percent in percents)
+        assert all(abs(a - b) <= 20.5 for a, b in itertools.pairwise(percents))
