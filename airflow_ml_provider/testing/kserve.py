@@ -28,6 +28,7 @@ from kubernetes.client import ApiException
 
 from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, PLURAL
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, deployment
+from airflow_ml_provider.stages.deploy.kserve.predictor import TRANSFORMER
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
+"""
+# Sends requests on to the server beside it, and adds its own name to the answer.
+_BESIDE = """
+import http.server, json, sys, urllib.error, urllib.request
+said = dict(one.removeprefix("--").split("=", 1) for one in sys.argv[2:] if "=" in one)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, status, data):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def do_GET(self):
+        self.forward(None)
+    def do_POST(self):
+        self.forward(self.rfile.read(int(self.headers["Content-Length"])))
+    def forward(self, body):
+        try:
+            url = f"http://{said['predictor_host']}{self.path}"
+            answer = json.load(urllib.request.urlopen(urllib.request.Request(url, body)))
+        except urllib.error.HTTPError as error:
+            return self.answer(error.code, error.read())
+        except OSError as error:
+            return self.answer(503, str(error).encode())
+        if body:
+            rows = answer["outputs"][0]["shape"][0]
+            told = {"name": "transformed_by", "shape": [rows], "datatype": "BYTES", "data": [sys.argv[1]] * rows}
+            answer["outputs"].append(told)
+        self.answer(200, json.dumps(answer).encode())
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("", int(said["http_port"])), Handler).serve_forever()
 """
 _COMMANDS: dict[str, list[str]] = {
     "crash": ["python3", "-c", "raise SystemExit('no model')"],
@@ -306,7 +338,7 @@ class Controller:
         except ApiException as error:
             if error.status != 404:
                 raise
-            self._make_service(service, name)
+            self._make_service(service, name, predictor)
             return self._json(self.apps.create_namespaced_deployment(self.namespace, body))
         before = found.metadata.annotations.get("test/made-from")
         if before != body["metadata"]["annotations"]["test/made-from"]:
@@ -329,7 +361,8 @@ class Controller:
             "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": _PORT}, "periodSeconds": 1},
         }  # fmt: skip
         where = {"nodeSelector": {"nowhere": "true"}} if fault == "unplaced" else {}
-        spec = {"terminationGracePeriodSeconds": 0, "containers": [runs], **where}
+        beside = [self._beside(one) for one in _transformers(predictor)]
+        spec = {"terminationGracePeriodSeconds": 0, "containers": [runs, *beside], **where}
         template = {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
         wanted = {"replicas": replicas, "template": template}
         meta = _meta(service, name)
@@ -337,8 +370,18 @@ class Controller:
         spec = {**wanted, "selector": {"matchLabels": {"app": labels["app"]}}}
         return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
 
-    def _make_service(self, service: dict[str, Any], name: str) -> None:
-        ports = [{"name": "http", "port": 80, "targetPort": _PORT}]
+    def _beside(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the container of a transformer, which says its image's name."""
+        port = made["ports"][0]["containerPort"]
+        return {
+            "name": made["name"], "image": self.image, "ports": made["ports"],
+            "command": ["python3", "-c", _BESIDE, made["image"]], "args": made["args"],
+            "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": port}, "periodSeconds": 1},
+        }  # fmt: skip
+
+    def _make_service(self, service: dict[str, Any], name: str, predictor: Mapping[str, Any]) -> None:
+        first = [one["ports"][0]["containerPort"] for one in _transformers(predictor)]
+        ports = [{"name": "http", "port": 80, "targetPort": first[0] if first else _PORT}]
         body = {"metadata": _meta(service, name), "spec": {"selector": {"app": f"isvc.{name}"}, "ports": ports}}
         with _tolerant():
             made = self.core.create_namespaced_service(self.namespace, body)
@@ -455,6 +498,10 @@ def _merged(stable: Mapping[str, Any], canary: Mapping[str, Any]) -> dict[str, A
         elif value or key == "minReplicas":
             merged[key] = value
     return merged
+
+
+def _transformers(predictor: Mapping[str, Any]) -> list[Any]:
+    return [one for one in predictor.get("containers", ()) if one["name"] == TRANSFORMER]
 
 
 def _meta(service: Mapping[str, Any], name: str) -> dict[str, Any]:

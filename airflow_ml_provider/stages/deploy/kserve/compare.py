@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, predictors
-from airflow_ml_provider.stages.deploy.kserve.predictor import SCALE
+from airflow_ml_provider.stages.deploy.kserve.scale import SCALE
 
 # KServe gives none of these a default, so that they are ours when they are there.
-_OURS = ("canary", TRAFFIC, *SCALE)
+_OURS = ("canary", "explainer", TRAFFIC, *SCALE)
 _QUANTITY = re.compile(r"([\d.]+)(m|[kMGTP]?|[KMGTP]i)")
 _UNITS = {"": 1.0, "m": 1e-3, **{unit: 1e3 ** (at + 1) for at, unit in enumerate("kMGTP")}}
 _UNITS = {**_UNITS, **{f"{unit}i": 1024.0 ** (at + 1) for at, unit in enumerate("KMGTP")}}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.stages.deploy.kserve import scale
 from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
-from airflow_ml_provider.stages.deploy.service import Version
+from airflow_ml_provider.stages.deploy.kserve.scale import SCALE
+from airflow_ml_provider.stages.deploy.server import Component
+from airflow_ml_provider.stages.deploy.service import Server, Version
 
 VERSION, MODEL, RENDERED = "airflow-ml/version", "airflow-ml/model", "airflow-ml/rendered"  # annotations
-# How many there are is not part of a version: it is changed without a restart.
-SCALE = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
 _RESERVED = (*SCALE, "name", "canaryTrafficPercent")
-CONTAINER = "kserve-container"
+CONTAINER, TRANSFORMER = "kserve-container", "transformer-container"
+TRANSFORMER_PORT = 8085  # KServe's runtimes have 8080, 8081 and 9000
 # Names of the runtimes that KServe installs; they all speak the Open Inference Protocol (`v2`).
 _RUNTIMES = {
     "onnx": "kserve-tritonserver",
@@ -35,23 +37,61 @@ def predictor(version: Version, where: Abilities) -> dict[str, Any]:
     server = version.server
     if taken := sorted(set(_RESERVED) & set(server.template)):
         raise invalid("template", taken, "without what the service decides itself")
-    if where.shape == "standard" and server.scale_metric in ("concurrency", "rps"):
-        raise invalid("scale_metric", server.scale_metric, "cpu or memory in KServe's mode Standard")
     made: dict[str, Any] = {
         "timeout": math.ceil(server.timeout_s),
         **({"serviceAccountName": server.service_account} if server.service_account else {}),
+        **_placed(server),
+        **({"logger": codec.encode(server.request_log)} if server.request_log else {}),
         **(_custom(version) if server.format == "custom" else _model(version)),
     }
+    if server.transformer:
+        made["containers"] = [*made.get("containers", ()), _transformer(server.transformer)]
     made = _over(made, codec.encode(server.template))
-    made["annotations"] = {**made.get("annotations", {}), VERSION: version.name, MODEL: version.model.digest}
+    marks = {**scale.scaled_by(server, where), VERSION: version.name, MODEL: version.model.digest}
+    made["annotations"] = {**made.get("annotations", {}), **marks}
     made["annotations"][RENDERED] = hashlib.sha256(codec.canonical(made).encode()).hexdigest()[:16]
-    least = server.replicas[0] if where.shape == "serverless" else max(server.replicas[0], 1)
+    return {**made, **scale.fields(server, where)}
+
+
+def explainer(version: Version) -> dict[str, Any]:
+    """Return the explainer of a version, a component of its own in the InferenceService; empty when it has none."""
+    made = version.server.explainer
+    return {"containers": [_component(CONTAINER, made)]} if made else {}
+
+
+def _placed(server: Server) -> dict[str, Any]:
+    where = server.placement
+    found = {"nodeSelector": where.node_selector, "tolerations": where.tolerations, "affinity": where.affinity}
+    return {key: codec.encode(value) for key, value in found.items() if value}
+
+
+def _transformer(made: Component) -> dict[str, Any]:
+    """Return the container in the server's own pod (KServe's collocation).
+
+    As a component of its own it would be common to all versions, and in the mode Standard KServe sends the requests of
+    a canary past it (`applyCanaryWeights`).
+    """
     return {
-        **made,
-        "minReplicas": least,
-        "maxReplicas": server.replicas[1],
-        **({"scaleMetric": server.scale_metric} if server.scale_metric else {}),
-        **({"scaleTarget": server.scale_target} if server.scale_target is not None else {}),
+        **_component(
+            TRANSFORMER,
+            made,
+            "--model_name=$(INFERENCE_SERVICE_NAME)",
+            "--protocol=v2",
+            f"--http_port={TRANSFORMER_PORT}",
+            f"--grpc_port={TRANSFORMER_PORT + 1}",
+            "--predictor_host=localhost:8080",
+        ),
+        "ports": [{"containerPort": TRANSFORMER_PORT, "protocol": "TCP"}],
+    }
+
+
+def _component(name: str, made: Component, *args: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": made.image,
+        "args": [*args, *made.args],
+        "env": [{"name": key, "value": str(value)} for key, value in sorted(made.env.items())],
+        "resources": _resources(made.cpu, made.memory_gib),
     }
 
 
@@ -63,7 +103,7 @@ def _model(version: Version) -> dict[str, Any]:
         "runtime": _RUNTIMES[server.format],
         "storageUri": server.storage or version.model.uri,
         "env": _env(version),
-        "resources": _resources(version),
+        "resources": _resources(server.cpu, server.memory_gib, **_gpus(server)),
         **({"image": server.image} if server.image else {}),
     }
     return {"model": model}
@@ -77,7 +117,7 @@ def _custom(version: Version) -> dict[str, Any]:
         "name": CONTAINER,
         "image": server.image,
         "env": [storage, {"name": "PROTOCOL", "value": "v2"}, *_env(version)],
-        "resources": _resources(version),
+        "resources": _resources(server.cpu, server.memory_gib, **_gpus(server)),
     }
     return {"containers": [container]}
 
@@ -100,17 +140,20 @@ def _env(version: Version) -> list[dict[str, str]]:
     return [{"name": name, "value": str(value)} for name, value in sorted({**own, **server.env}.items())]
 
 
-def _resources(version: Version) -> dict[str, Any]:
+def _gpus(server: Server) -> dict[str, str]:
+    return {server.gpu_resource: str(server.gpus)} if server.gpus else {}
+
+
+def _resources(cpu: Optional[float], memory_gib: Optional[float], **other: str) -> dict[str, Any]:
     """Return the resources, written as Kubernetes writes them itself."""
-    server, found = version.server, {}
-    if server.cpu is not None:
-        milli = math.ceil(server.cpu * 1000)
+    found = {}
+    if cpu is not None:
+        milli = math.ceil(cpu * 1000)
         found["cpu"] = f"{milli}m" if milli % 1000 else str(milli // 1000)
-    if server.memory_gib is not None:
-        mebi = math.ceil(server.memory_gib * 1024)
+    if memory_gib is not None:
+        mebi = math.ceil(memory_gib * 1024)
         found["memory"] = f"{mebi}Mi" if mebi % 1024 else f"{mebi // 1024}Gi"
-    if server.gpus:
-        found[server.gpu_resource] = str(server.gpus)
+    found.update(other)
     return {"requests": found, "limits": dict(found)} if found else {}
 
 
