@@ -32,6 +32,7 @@ _PUBLIC = {
     "DeployOperator": "operators.deploy",
     "RolloutOperator": "operators.deploy",
     "UndeployOperator": "operators.deploy",
+    "KServeOperator": "operators.kserve",
     "ReapOperator": "operators.reap",
     "training_dag": "templates",
     "load_config": "templates",

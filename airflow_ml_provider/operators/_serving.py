@@ -13,7 +13,6 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow_ml_provider.exceptions import Refused, SpecError, Unavailable, invalid
 from airflow_ml_provider.operators._base import StageOperator, verdicts
 from airflow_ml_provider.operators._context import resolve_interval, run_info
-from airflow_ml_provider.operators._tries import has_further_try
 from airflow_ml_provider.stages import Result
 from airflow_ml_provider.stages.deploy import place as places
 
@@ -97,6 +96,8 @@ class ServingOperator(StageOperator):
     @contextmanager
     def _handed_back_unless_tried_again(self, context: Context) -> Iterator[None]:
         """Let a failure leave traffic where it is only if a further try can go on, since the place was away."""
+        from airflow_ml_provider.operators._tries import has_further_try
+
         try:
             yield
         except (Exception, AirflowTaskTimeout) as error:

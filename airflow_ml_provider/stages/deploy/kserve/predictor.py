@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.stages.deploy.kserve import scale
 from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
+from airflow_ml_provider.stages.deploy.kserve.render import component, gpus, over, placed, resources, variables
 from airflow_ml_provider.stages.deploy.kserve.scale import SCALE
 from airflow_ml_provider.stages.deploy.server import Component
-from airflow_ml_provider.stages.deploy.service import Server, Version
+from airflow_ml_provider.stages.deploy.service import Version
 
 VERSION, MODEL, RENDERED = "airflow-ml/version", "airflow-ml/model", "airflow-ml/rendered"  # annotations
 _RESERVED = (*SCALE, "name", "canaryTrafficPercent")
@@ -39,14 +40,13 @@ def predictor(version: Version, where: Abilities) -> dict[str, Any]:
         raise invalid("template", taken, "without what the service decides itself")
     made: dict[str, Any] = {
         "timeout": math.ceil(server.timeout_s),
-        **({"serviceAccountName": server.service_account} if server.service_account else {}),
-        **_placed(server),
+        **placed(server.placement, server.service_account),
         **({"logger": codec.encode(server.request_log)} if server.request_log else {}),
         **(_custom(version) if server.format == "custom" else _model(version)),
     }
     if server.transformer:
         made["containers"] = [*made.get("containers", ()), _transformer(server.transformer)]
-    made = _over(made, codec.encode(server.template))
+    made = over(made, codec.encode(server.template))
     marks = {**scale.scaled_by(server, where), VERSION: version.name, MODEL: version.model.digest}
     made["annotations"] = {**made.get("annotations", {}), **marks}
     made["annotations"][RENDERED] = hashlib.sha256(codec.canonical(made).encode()).hexdigest()[:16]
@@ -56,13 +56,7 @@ def predictor(version: Version, where: Abilities) -> dict[str, Any]:
 def explainer(version: Version) -> dict[str, Any]:
     """Return the explainer of a version, a component of its own in the InferenceService; empty when it has none."""
     made = version.server.explainer
-    return {"containers": [_component(CONTAINER, made)]} if made else {}
-
-
-def _placed(server: Server) -> dict[str, Any]:
-    where = server.placement
-    found = {"nodeSelector": where.node_selector, "tolerations": where.tolerations, "affinity": where.affinity}
-    return {key: codec.encode(value) for key, value in found.items() if value}
+    return {"containers": [component(CONTAINER, made)]} if made else {}
 
 
 def _transformer(made: Component) -> dict[str, Any]:
@@ -72,7 +66,7 @@ def _transformer(made: Component) -> dict[str, Any]:
     a canary past it (`applyCanaryWeights`).
     """
     return {
-        **_component(
+        **component(
             TRANSFORMER,
             made,
             "--model_name=$(INFERENCE_SERVICE_NAME)",
@@ -85,16 +79,6 @@ def _transformer(made: Component) -> dict[str, Any]:
     }
 
 
-def _component(name: str, made: Component, *args: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "image": made.image,
-        "args": [*args, *made.args],
-        "env": [{"name": key, "value": str(value)} for key, value in sorted(made.env.items())],
-        "resources": _resources(made.cpu, made.memory_gib),
-    }
-
-
 def _model(version: Version) -> dict[str, Any]:
     server = version.server
     model = {
@@ -103,7 +87,7 @@ def _model(version: Version) -> dict[str, Any]:
         "runtime": _RUNTIMES[server.format],
         "storageUri": server.storage or version.model.uri,
         "env": _env(version),
-        "resources": _resources(server.cpu, server.memory_gib, **_gpus(server)),
+        "resources": resources(server.cpu, server.memory_gib, **gpus(server.gpus, server.gpu_resource)),
         **({"image": server.image} if server.image else {}),
     }
     return {"model": model}
@@ -117,7 +101,7 @@ def _custom(version: Version) -> dict[str, Any]:
         "name": CONTAINER,
         "image": server.image,
         "env": [storage, {"name": "PROTOCOL", "value": "v2"}, *_env(version)],
-        "resources": _resources(server.cpu, server.memory_gib, **_gpus(server)),
+        "resources": resources(server.cpu, server.memory_gib, **gpus(server.gpus, server.gpu_resource)),
     }
     return {"containers": [container]}
 
@@ -136,39 +120,7 @@ def _env(version: Version) -> list[dict[str, str]]:
             )  # fmt: skip
         own["MLSERVER_MODEL_MAX_BATCH_SIZE"] = str(server.max_batch)
         own["MLSERVER_MODEL_MAX_BATCH_TIME"] = str(server.max_delay_ms / 1000)
-    # In one order, since that of a mapping is lost where it is written down, and another would be another version.
-    return [{"name": name, "value": str(value)} for name, value in sorted({**own, **server.env}.items())]
-
-
-def _gpus(server: Server) -> dict[str, str]:
-    return {server.gpu_resource: str(server.gpus)} if server.gpus else {}
-
-
-def _resources(cpu: Optional[float], memory_gib: Optional[float], **other: str) -> dict[str, Any]:
-    """Return the resources, written as Kubernetes writes them itself."""
-    found = {}
-    if cpu is not None:
-        milli = math.ceil(cpu * 1000)
-        found["cpu"] = f"{milli}m" if milli % 1000 else str(milli // 1000)
-    if memory_gib is not None:
-        mebi = math.ceil(memory_gib * 1024)
-        found["memory"] = f"{mebi}Mi" if mebi % 1024 else f"{mebi // 1024}Gi"
-    found.update(other)
-    return {"requests": found, "limits": dict(found)} if found else {}
-
-
-def _over(base: Any, above: Any) -> Any:
-    """Return `above` laid over `base`: mappings key by key, lists of named things name by name, all else replaced."""
-    if isinstance(base, Mapping) and isinstance(above, Mapping):
-        return {**base, **{key: _over(base.get(key), value) for key, value in above.items()}}
-    if isinstance(base, list) and isinstance(above, list) and all("name" in _map(one) for one in (*base, *above)):
-        names = {one["name"]: one for one in base}
-        return list({**names, **{one["name"]: _over(names.get(one["name"]), one) for one in above}}.values())
-    return above
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return variables({**own, **server.env})
 
 
 def rendered(predictor: Mapping[str, Any]) -> str:
