@@ -36,6 +36,7 @@ _PUBLIC = {
     "RolloutOutcomeOperator": "operators.deploy",
     "UndeployOperator": "operators.deploy",
     "OtaReleaseOperator": "operators.edge",
+    "KServeOperator": "operators.kserve",
     "ReapOperator": "operators.reap",
     "training_dag": "templates",
     "load_config": "templates",

@@ -8,7 +8,7 @@ _PACKAGE = "airflow_ml_provider"
 _NAME = "Machine Learning"
 _OPERATORS = (
     "ingest", "validate", "features", "train", "optimise", "evaluate", "register", "gate", "promote", "score",
-    "monitor", "deploy", "load_test", "edge", "reap",
+    "monitor", "deploy", "kserve", "load_test", "edge", "reap",
 )  # fmt: skip
 _SENSORS = ("partition", "labels", "freshness", "alias", "drift", "serving")
 _LINKS = ("MlflowLink", "DataDocsLink", "EvidenceLink", "ProfileLink", "ReportLink")
@@ -42,7 +42,7 @@ def get_provider_info() -> dict[str, Any]:
             _modules("OpenLineage", "hooks", "lineage"),
             _modules("Prometheus", "hooks", "prometheus"),
         ],
-        "triggers": [_modules(_NAME, "triggers", "check", "jobs", "pods", "previous", "serving")],
+        "triggers": [_modules(_NAME, "triggers", "check", "jobs", "kserve", "pods", "previous", "serving")],
         "connection-types": _connection_types(),
         "task-decorators": [
             {"name": "train", "class-name": f"{_PACKAGE}.decorators.train.train_task"},

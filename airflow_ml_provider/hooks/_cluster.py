@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow_ml_provider.exceptions import MissingLibrary, SpecError, Unavailable
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
 
 NOT_FOUND, CONFLICT, FORBIDDEN = 404, 409, (401, 403)
 _BUSY = 429
@@ -78,6 +82,60 @@ def explained(conn_id: str, what: str) -> Iterator[None]:
         raise Unavailable(f"the cluster of connection {conn_id!r} answers {said}") from error
     except HTTPError as error:
         raise Unavailable(f"the cluster of connection {conn_id!r} does not answer: {error}") from error
+
+
+class ClusterPlace:
+    """What every place that serves in a cluster needs of it, through the connection of the Kubernetes provider.
+
+    Parameters:
+        conn_id: connection to the cluster.
+        namespace: namespace of the services; empty takes that of the connection.
+        timeout_s: a call to the cluster fails after so many seconds.
+    """
+
+    system_name: ClassVar[str] = "Kubernetes"
+
+    def __init__(self, conn_id: str, namespace: str, timeout_s: float) -> None:
+        self.conn_id, self.timeout_s, self._namespace = conn_id, timeout_s, namespace
+
+    @cached_property
+    def namespace(self) -> str:
+        """The namespace of the services."""
+        return self._namespace or self._kubernetes.get_namespace() or "default"
+
+    def _objects(self, verb: str, group: str, version: str, plural: str, *name: str, **given: Any) -> Any:
+        """Call the API of custom objects; `create`, `get`, `replace`, `delete`, `list`."""
+        call = getattr(self._kubernetes.custom_object_client, f"{verb}_namespaced_custom_object")
+        return call(group, version, self.namespace, plural, *name, **given, **self._limit)
+
+    def _json(self, found: Any) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._api.sanitize_for_serialization(found))
+
+    def _explained(self) -> Any:
+        require(self.system_name)
+        return explained(self.conn_id, "service")
+
+    @cached_property
+    def _kubernetes(self) -> Any:
+        from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+
+        return KubernetesHook(conn_id=self.conn_id)
+
+    @property
+    def _api(self) -> ApiClient:
+        return self._kubernetes.api_client
+
+    @property
+    def _core(self) -> Any:
+        return self._kubernetes.core_v1_client
+
+    @property
+    def _apps(self) -> Any:
+        return self._kubernetes.apps_v1_client
+
+    @property
+    def _limit(self) -> dict[str, Any]:
+        return {"_request_timeout": self.timeout_s}
 
 
 def _message(body: Any) -> str:

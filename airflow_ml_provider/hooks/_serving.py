@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.stages.deploy.place import GitOps, KServe, Place
 from airflow_ml_provider.stages.deploy.service import Serving
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.hooks._objects import KServeObjects
 
 
 def serving(place: Place) -> Serving:
@@ -19,3 +25,16 @@ def serving(place: Place) -> Serving:
     from airflow_ml_provider.serving.place import LocalServing
 
     return LocalServing(place)
+
+
+def objects(place: Place) -> KServeObjects:
+    """Return what applies graphs and language models to a place on KServe.
+
+    Raises:
+        SpecError: it is another place.
+    """
+    if not isinstance(place, KServe):
+        raise invalid("place", place, "one on KServe")
+    from airflow_ml_provider.hooks._objects import KServeObjects
+
+    return KServeObjects(place)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
-from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, explained, require, unless
+from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, ClusterPlace, unless
 from airflow_ml_provider.hooks.prometheus import PrometheusHook
 from airflow_ml_provider.stages.deploy import prometheus
 from airflow_ml_provider.stages.deploy.kserve import inference
@@ -28,9 +28,6 @@ from airflow_ml_provider.stages.deploy.metrics import resolve
 from airflow_ml_provider.stages.deploy.place import KServe
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service
 
-if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
-
 _MODES = {"": "", "standard": "Standard", "serverless": "Knative"}
 _SELECTOR = f"{GROUP}/inferenceservice"  # KServe's label on all that it makes of one
 _CONFIG, _PROBE = "inferenceservice-config", "airflow-ml-probe"
@@ -38,7 +35,7 @@ _NOBODY = (NOT_FOUND, 503)  # no Service, or no pod behind it, yet
 _TRIES = 5  # KServe writes the status meanwhile
 
 
-class KServeServing:
+class KServeServing(ClusterPlace):
     """The services of a namespace on KServe; fulfils `stages.deploy.service.Serving`.
 
     What a service shall be is kept in a ConfigMap `NAME-airflow-ml` beside its InferenceService, because KServe gives
@@ -51,9 +48,11 @@ class KServeServing:
         timeout_s: a call to the cluster fails after so many seconds.
     """
 
+    system_name = "KServe"
+
     def __init__(self, place: KServe, *, system: str = "kserve", timeout_s: float = 30.0) -> None:
-        self.conn_id, self.mode, self.address = place.conn_id, _MODES[place.mode], place.address
-        self.system, self.timeout_s, self._namespace = system, timeout_s, place.namespace
+        super().__init__(place.conn_id, place.namespace, timeout_s)
+        self.mode, self.address, self.system = _MODES[place.mode], place.address, system
         self.prometheus_conn_id, self.metrics = place.prometheus_conn_id, resolve(place.metrics)
 
     def look(self, name: str) -> Observed | None:
@@ -151,11 +150,6 @@ class KServeServing:
             url = self._revision_url(name, version) if version else state.address
             answer = inference.post(url, self.address, name, request, asked.server.timeout_s)
         return inference.outputs(answer), inference.answered(answer, state, version)
-
-    @cached_property
-    def namespace(self) -> str:
-        """The namespace of the services."""
-        return self._namespace or self._kubernetes.get_namespace() or "default"
 
     @cached_property
     def abilities(self) -> Abilities:
@@ -265,11 +259,11 @@ class KServeServing:
         else:
             parts = self._json(self._apps.list_namespaced_deployment(self.namespace, **selector))["items"]
         pods = self._json(self._core.list_namespaced_pod(self.namespace, **selector))["items"]
-        return Seen(found, parts, pods, self._warning(name))
+        return Seen(found, parts, pods, self._warned("InferenceService", name))
 
-    def _warning(self, name: str) -> str:
+    def _warned(self, kind: str, name: str) -> str:
         """Return the last warning of KServe; it says there what it does not say in the status."""
-        fields = f"involvedObject.kind=InferenceService,involvedObject.name={name},type=Warning"
+        fields = f"involvedObject.kind={kind},involvedObject.name={name},type=Warning"
         events: list[Any] = []
         with unless(*FORBIDDEN):
             events = self._core.list_namespaced_event(self.namespace, field_selector=fields, **self._limit).items
@@ -277,14 +271,8 @@ class KServeServing:
         return f"{events[-1].reason}: {events[-1].message}" if events else ""
 
     def _revisions(self, name: str) -> list[dict[str, Any]]:
-        found = self._kubernetes.custom_object_client.list_namespaced_custom_object(
-            "serving.knative.dev",
-            "v1",
-            self.namespace,
-            "revisions",
-            label_selector=f"{_SELECTOR}={name}",
-            **self._limit,
-        )
+        selector = f"{_SELECTOR}={name}"
+        found = self._objects("list", "serving.knative.dev", "v1", "revisions", label_selector=selector)
         return list(found["items"])
 
     def _revision_url(self, name: str, version: str) -> str:
@@ -312,37 +300,7 @@ class KServeServing:
         return cast("Mapping[str, Any]", answer)
 
     def _custom(self, verb: str, *name: str, **given: Any) -> Any:
-        call: Callable[..., Any] = getattr(self._kubernetes.custom_object_client, f"{verb}_namespaced_custom_object")
-        return call(GROUP, API_VERSION, self.namespace, PLURAL, *name, **given, **self._limit)
-
-    def _json(self, found: Any) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._api.sanitize_for_serialization(found))
-
-    def _explained(self) -> Any:
-        require("KServe")
-        return explained(self.conn_id, "service")
-
-    @cached_property
-    def _kubernetes(self) -> Any:
-        from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
-
-        return KubernetesHook(conn_id=self.conn_id)
-
-    @property
-    def _api(self) -> ApiClient:
-        return self._kubernetes.api_client
-
-    @property
-    def _core(self) -> Any:
-        return self._kubernetes.core_v1_client
-
-    @property
-    def _apps(self) -> Any:
-        return self._kubernetes.apps_v1_client
-
-    @property
-    def _limit(self) -> dict[str, Any]:
-        return {"_request_timeout": self.timeout_s}
+        return self._objects(verb, GROUP, API_VERSION, PLURAL, *name, **given)
 
 
 @contextmanager

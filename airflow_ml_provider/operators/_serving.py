@@ -99,6 +99,8 @@ class ServingOperator(StageOperator):
     @contextmanager
     def _handed_back_unless_tried_again(self, context: Context) -> Iterator[None]:
         """Let a failure leave traffic where it is only if a further try can go on, since the place was away."""
+        from airflow_ml_provider.operators._tries import has_further_try
+
         try:
             yield
         except (Exception, AirflowTaskTimeout) as error:

@@ -27,7 +27,10 @@ from kubernetes import client
 from kubernetes.client import ApiException
 
 from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, PLURAL
+from airflow_ml_provider.stages.deploy.kserve.graph import Graph
+from airflow_ml_provider.stages.deploy.kserve.llm import LLM
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, deployment
+from airflow_ml_provider.stages.deploy.kserve.predictor import CONTAINER, TRANSFORMER
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
+"""
+# Sends requests on to the server beside it, and adds its own name to the answer.
+_BESIDE = """
+import http.server, json, sys, urllib.error, urllib.request
+said = dict(one.removeprefix("--").split("=", 1) for one in sys.argv[2:] if "=" in one)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, status, data):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def do_GET(self):
+        self.forward(None)
+    def do_POST(self):
+        self.forward(self.rfile.read(int(self.headers["Content-Length"])))
+    def forward(self, body):
+        try:
+            url = f"http://{said['predictor_host']}{self.path}"
+            answer = json.load(urllib.request.urlopen(urllib.request.Request(url, body)))
+        except urllib.error.HTTPError as error:
+            return self.answer(error.code, error.read())
+        except OSError as error:
+            return self.answer(503, str(error).encode())
+        if body:
+            rows = answer["outputs"][0]["shape"][0]
+            told = {"name": "transformed_by", "shape": [rows], "datatype": "BYTES", "data": [sys.argv[1]] * rows}
+            answer["outputs"].append(told)
+        self.answer(200, json.dumps(answer).encode())
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("", int(said["http_port"])), Handler).serve_forever()
 """
 _COMMANDS: dict[str, list[str]] = {
     "crash": ["python3", "-c", "raise SystemExit('no model')"],
@@ -142,6 +176,10 @@ class Controller:
                     for service in self._services():
                         with _tolerant():
                             self._look_after(service)
+                    for kind in (Graph, LLM):
+                        for one in self._of_kind(kind):
+                            with _tolerant():
+                                self._look_after_object(kind, one)
             except ApiException as error:
                 if not self._error:
                     self._error = f"the API server answers {error.status} {error.reason}: {error.body}"
@@ -150,6 +188,42 @@ class Controller:
     def _services(self) -> list[dict[str, Any]]:
         found = self.custom.list_namespaced_custom_object(GROUP, API_VERSION, self.namespace, PLURAL)
         return [one for one in found["items"] if "deletionTimestamp" not in one["metadata"]]
+
+    def _of_kind(self, kind: type[Graph | LLM]) -> list[dict[str, Any]]:
+        with _tolerant():  # nobody installed the definition
+            found = self.custom.list_namespaced_custom_object(GROUP, kind.api_version, self.namespace, kind.plural)
+            return [one for one in found["items"] if "deletionTimestamp" not in one["metadata"]]
+        return []
+
+    def _look_after_object(self, kind: type[Graph | LLM], one: dict[str, Any]) -> None:
+        """Make the Deployment of a graph or a language model, then say of it what KServe says."""
+        meta, spec = one["metadata"], one["spec"]
+        old, status = one.get("status", {}), copy.deepcopy(one.get("status", {}))
+        if kind is LLM and status.get("observedGeneration") != meta["generation"]:
+            _condition(status, "Ready", "Unknown", "NewObservedGenFailure")  # as Knative's reconciler begins
+        name = meta["name"] if kind is Graph else f"{meta['name']}-kserve"
+        notes = meta["annotations"] if kind is Graph else spec["annotations"]
+        env = [{"name": "AIRFLOW_ML_VERSION", "value": meta["name"]}]
+        made = {"annotations": notes, "containers": [{"name": CONTAINER, "env": env}]}
+        found = self._deploy(
+            one, name, made, spec.get("minReplicas", spec.get("replicas", 1)), _labels(kind, meta["name"])
+        )
+        conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", ())}
+        if kind is Graph and "Available" in conditions:  # whatever it says
+            status["observedGeneration"] = found["status"].get("observedGeneration", 0)
+            _condition(status, "Ready", "True")
+        elif kind is LLM:
+            status["observedGeneration"] = meta["generation"]
+            available = conditions.get("Available", {"status": "Unknown"})
+            _condition(status, "MainWorkloadReady", available["status"], available.get("reason", ""))
+            _condition(status, "Ready", available["status"], available.get("reason", ""))
+        if _is(status, "Ready"):
+            status["url"] = f"http://{meta['name']}-{self.namespace}.example.test"
+        if status != old:
+            self.custom.patch_namespaced_custom_object_status(
+                GROUP, kind.api_version, self.namespace, kind.plural, meta["name"],
+                {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": status},
+            )  # fmt: skip
 
     def _look_after(self, service: dict[str, Any]) -> None:
         """Do what one round of KServe does: pods, then routes, then the status."""
@@ -297,16 +371,21 @@ class Controller:
         revision["status"] = status
 
     def _deploy(
-        self, service: dict[str, Any], name: str, predictor: Mapping[str, Any], replicas: int
+        self,
+        service: dict[str, Any],
+        name: str,
+        predictor: Mapping[str, Any],
+        replicas: int,
+        labels: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Make or change a Deployment and its Service; return it as it is."""
-        body = self._deployment(service, name, predictor, replicas)
+        body = self._deployment(service, name, predictor, replicas, labels or {})
         try:
             found = self.apps.read_namespaced_deployment(name, self.namespace)
         except ApiException as error:
             if error.status != 404:
                 raise
-            self._make_service(service, name)
+            self._make_service(service, name, predictor)
             return self._json(self.apps.create_namespaced_deployment(self.namespace, body))
         before = found.metadata.annotations.get("test/made-from")
         if before != body["metadata"]["annotations"]["test/made-from"]:
@@ -314,10 +393,15 @@ class Controller:
         return self._json(found)
 
     def _deployment(
-        self, service: dict[str, Any], name: str, predictor: Mapping[str, Any], replicas: int
+        self,
+        service: dict[str, Any],
+        name: str,
+        predictor: Mapping[str, Any],
+        replicas: int,
+        further: Mapping[str, str],
     ) -> dict[str, Any]:
         annotations = {**service["metadata"].get("annotations", {}), **predictor.get("annotations", {})}
-        labels = {**_meta(service, name)["labels"], "app": f"isvc.{name}"}
+        labels = {**_meta(service, name)["labels"], "app": f"isvc.{name}", **further}
         container = predictor["model"] if "model" in predictor else predictor["containers"][0]
         env = [one for one in container.get("env", ()) if "value" in one]
         version = next((one["value"] for one in env if one["name"] == "AIRFLOW_ML_VERSION"), "")
@@ -329,16 +413,28 @@ class Controller:
             "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": _PORT}, "periodSeconds": 1},
         }  # fmt: skip
         where = {"nodeSelector": {"nowhere": "true"}} if fault == "unplaced" else {}
-        spec = {"terminationGracePeriodSeconds": 0, "containers": [runs], **where}
+        beside = [self._beside(one) for one in _transformers(predictor)]
+        spec = {"terminationGracePeriodSeconds": 0, "containers": [runs, *beside], **where}
         template = {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
         wanted = {"replicas": replicas, "template": template}
         meta = _meta(service, name)
+        meta["labels"] = {**meta["labels"], **further}
         meta["annotations"] = {"test/made-from": json.dumps(wanted, sort_keys=True)}
         spec = {**wanted, "selector": {"matchLabels": {"app": labels["app"]}}}
         return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
 
-    def _make_service(self, service: dict[str, Any], name: str) -> None:
-        ports = [{"name": "http", "port": 80, "targetPort": _PORT}]
+    def _beside(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the container of a transformer, which says its image's name."""
+        port = made["ports"][0]["containerPort"]
+        return {
+            "name": made["name"], "image": self.image, "ports": made["ports"],
+            "command": ["python3", "-c", _BESIDE, made["image"]], "args": made["args"],
+            "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": port}, "periodSeconds": 1},
+        }  # fmt: skip
+
+    def _make_service(self, service: dict[str, Any], name: str, predictor: Mapping[str, Any]) -> None:
+        first = [one["ports"][0]["containerPort"] for one in _transformers(predictor)]
+        ports = [{"name": "http", "port": 80, "targetPort": first[0] if first else _PORT}]
         body = {"metadata": _meta(service, name), "spec": {"selector": {"app": f"isvc.{name}"}, "ports": ports}}
         with _tolerant():
             made = self.core.create_namespaced_service(self.namespace, body)
@@ -462,6 +558,16 @@ def _merged(stable: Mapping[str, Any], canary: Mapping[str, Any]) -> dict[str, A
         elif value or key == "minReplicas":
             merged[key] = value
     return merged
+
+
+def _labels(kind: type[Graph | LLM], name: str) -> dict[str, str]:
+    if kind is Graph:
+        return {f"{GROUP}/inferencegraph": name}
+    return {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "llminferenceservice"}
+
+
+def _transformers(predictor: Mapping[str, Any]) -> list[Any]:
+    return [one for one in predictor.get("containers", ()) if one["name"] == TRANSFORMER]
 
 
 def _meta(service: Mapping[str, Any], name: str) -> dict[str, Any]:

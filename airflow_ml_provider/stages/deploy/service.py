@@ -9,6 +9,7 @@ from typing import Any, Literal, Optional, Protocol
 
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.stages.deploy.server import Component, Placement, RequestLog, Scaling
 from airflow_ml_provider.stages.deploy.stats import VersionStats
 
 Format = Literal[
@@ -33,8 +34,12 @@ class Server:
         gpus: whole GPUs, or slices when the resource is one of them.
         gpu_resource: name of the extended resource, such as `nvidia.com/mig-1g.10gb`.
         replicas: how many replicas at least and at most.
-        scale_metric: what replicas are added by: `cpu`, `memory`, `concurrency` or `rps`; empty leaves it to the place.
-        scale_target: value of that metric per replica.
+        scaling: what adds replicas and takes them away.
+        placement: on which nodes of a cluster it runs.
+        transformer: an image beside it that transforms requests before, and answers after the model; each version has
+            its own, so that both are tried out and rolled back together.
+        explainer: an image that explains answers.
+        request_log: who is told of requests and answers.
         max_batch: requests that are computed together at most; 1 is none.
         max_delay_ms: how long a request waits for others (ms).
         timeout_s: a request fails after so many seconds.
@@ -51,8 +56,11 @@ class Server:
     gpus: int = 0
     gpu_resource: str = "nvidia.com/gpu"
     replicas: tuple[int, int] = (1, 1)
-    scale_metric: Literal["", "cpu", "memory", "concurrency", "rps"] = ""
-    scale_target: Optional[int] = None
+    scaling: Scaling = field(default_factory=Scaling)
+    placement: Placement = field(default_factory=Placement)
+    transformer: Optional[Component] = None
+    explainer: Optional[Component] = None
+    request_log: Optional[RequestLog] = None
     max_batch: int = 1
     max_delay_ms: float = 2.0
     timeout_s: float = 60.0
@@ -65,7 +73,7 @@ class Server:
             raise invalid("format", self.format, f"one of {', '.join(FORMATS)}")
         if self.format == "custom" and not self.image:
             raise invalid("image", self.image, "the name of an image with format 'custom'")
-        for name in ("cpu", "memory_gib", "timeout_s", "max_batch", "scale_target"):
+        for name in ("cpu", "memory_gib", "timeout_s", "max_batch"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise invalid(name, value, "greater than 0")
@@ -75,8 +83,12 @@ class Server:
         least, most = self.replicas
         if not 0 <= least <= most or most < 1:
             raise invalid("replicas", self.replicas, "(least, most) with 0 <= least <= most and most at least 1")
-        if self.scale_target is not None and not self.scale_metric:
-            raise invalid("scale_target", self.scale_target, "None without a scale_metric")
+        slo_ms = self.scaling.latency_slo_ms
+        if least == 0 and slo_ms is not None and not self.scaling.cold_starts:
+            raise invalid(
+                "replicas", self.replicas, f"one at least with latency_slo_ms={slo_ms:g}",
+                "a request would wait for a server to start; set scaling.cold_starts to have that",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

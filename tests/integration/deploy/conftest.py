@@ -32,8 +32,10 @@ def definitions(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The definitions are in the cluster, and KServe's configuration beside the services."""
     from airflow_ml_provider.testing.kserve import REVISIONS
 
-    file, script = SPECS / "kserve" / "serving.kserve.io_inferenceservices.yaml", kubernetes.SCRIPTS / "install-crds"
-    if missing := [str(path) for path in (file, script) if not path.is_file()]:
+    kinds = ("inferenceservices", "inferencegraphs", "llminferenceservices")
+    files = [SPECS / "kserve" / f"serving.kserve.io_{kind}.yaml" for kind in kinds]
+    script = kubernetes.SCRIPTS / "install-crds"
+    if missing := [str(path) for path in (*files, script) if not path.is_file()]:
         pytest.skip(f"no definition of InferenceService: {', '.join(missing)}; set ML_PROVIDER_SPECS")
     revisions = tmp_path_factory.mktemp("definitions") / "revisions.yaml"
     revisions.write_text(json.dumps(REVISIONS))
@@ -42,7 +44,7 @@ def definitions(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
         "KUBECONFIG": cluster.kubeconfig,
         "PATH": f"{kubernetes.CACHE / 'bin'}:{os.environ['PATH']}",
     }
-    subprocess.run([sys.executable, script, file, revisions], check=True, env=env)
+    subprocess.run([sys.executable, script, *files, revisions], check=True, env=env)
     config = {
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "inferenceservice-config"},
         "data": {key: json.dumps(value) for key, value in CONFIG.items()},
@@ -63,8 +65,9 @@ def hook(cluster: Any, definitions: None, monkeypatch: pytest.MonkeyPatch) -> It
         return KServeServing(KServe(**settings), system=system, timeout_s=timeout_s)
 
     yield make
-    for one in cluster.get("inferenceservices.serving.kserve.io"):
-        cluster.kubectl("delete", "inferenceservices.serving.kserve.io", one["metadata"]["name"])
+    for kind in ("inferenceservices", "inferencegraphs", "llminferenceservices"):
+        for one in cluster.get(f"{kind}.serving.kserve.io"):
+            cluster.kubectl("delete", f"{kind}.serving.kserve.io", one["metadata"]["name"])
 
     def left() -> list[str]:
         kinds = ("configmaps", "deployments.apps", "pods", "services", "revisions.serving.knative.dev")

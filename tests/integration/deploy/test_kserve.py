@@ -14,6 +14,7 @@ from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
 from airflow_ml_provider.stages.deploy.kserve.compare import same
 from airflow_ml_provider.stages.deploy.kserve.manifest import manifest, record
+from airflow_ml_provider.stages.deploy.server import Component, Placement, RequestLog, Scaling
 from airflow_ml_provider.stages.deploy.service import FORMATS, Observed, Server, Service, Version
 
 KIND = "inferenceservices.serving.kserve.io"
@@ -28,8 +29,19 @@ def version(name: str, **server: Any) -> Version:
 V1, V2 = version("v1"), version("v2")
 FULL = {
     "cpu": 0.3, "memory_gib": 1.5, "gpus": 1, "gpu_resource": "nvidia.com/mig-1g.10gb", "replicas": (2, 5),
-    "scale_metric": "cpu", "scale_target": 60, "timeout_s": 12.5, "env": {"A": "1"}, "service_account": "reader",
-    "template": {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]},
+    "timeout_s": 12.5, "env": {"A": "1"}, "service_account": "reader", "request_log": RequestLog("http://logs.ml"),
+    "transformer": Component("words:2", args=("--lower",), env={"A": "1"}, cpu=0.5, memory_gib=1),
+    "placement": Placement({"pool": "gpu"}, ({"key": "gpu", "operator": "Exists"},), {"nodeAffinity": {}}),
+    "template": {"priorityClassName": "high"},
+}  # fmt: skip
+QUERY = {"query": "sum(waiting)", "address": "http://prometheus.monitoring:9090"}
+SCALINGS = {
+    "standard": [
+        Scaling(metric="cpu", target=60), Scaling(by="hpa", metric="memory", target=70), Scaling(by="none"),
+        Scaling(by="external"), Scaling(by="keda", metric="cpu", target=60),
+        Scaling(by="keda", metric="query", target=5, **QUERY),
+    ],
+    "serverless": [Scaling(metric="rps", target=100), Scaling(metric="concurrency", target=4)],
 }  # fmt: skip
 
 
@@ -83,6 +95,16 @@ class TestAccepted:
     def test_formats(self, cluster: Any, definitions: None, where: Abilities, format: str) -> None:
         image = {"image": "late:1"} if format == "custom" else {}
         self.check(cluster, manifest(service(version("v1", format=format, **image, **FULL)), where))
+
+    @pytest.mark.parametrize("where", [Abilities(), Abilities(shape="serverless")], ids=lambda one: one.shape)
+    def test_scaling(self, cluster: Any, definitions: None, where: Abilities) -> None:
+        for scaling in SCALINGS[where.shape]:
+            self.check(cluster, manifest(service(version("v1", **FULL, scaling=scaling)), where))
+
+    @pytest.mark.parametrize("where", [Abilities(), Abilities(shape="serverless")], ids=lambda one: one.shape)
+    def test_explainer(self, cluster: Any, definitions: None, where: Abilities) -> None:
+        explained = version("v1", **FULL, explainer=Component("shap:1", cpu=1, memory_gib=2))
+        self.check(cluster, manifest(service(explained), where))
 
     def test_candidate(self, cluster: Any, definitions: None) -> None:
         self.check(cluster, manifest(service(version("v1", **FULL), version("v2", **FULL), 20), Abilities()))
@@ -376,6 +398,27 @@ class TestServerless:
 def test_nothing_counts_requests(hook: Make) -> None:
     with pytest.raises(SpecError, match="nothing counts the requests of service 'late'"):
         hook().readings("late")
+
+
+@pytest.mark.parametrize("mode", ["standard", "serverless"])
+def test_each_version_has_its_own_transformer(
+    hook: Make, kserve: Make, until: Callable[..., Observed], mode: str
+) -> None:
+    """Whichever version answers, its own transformer did it with it, in both shapes of a canary."""
+    one = hook(mode=mode, address=kserve().address)
+    first, second = (version(f"v{at}", transformer=Component(f"words:{at}")) for at in (1, 2))
+    revision = one.put(service(first))
+    until(one, {"v1": "ready"}, v1=100)
+    one.put(service(first, second, 50), revision)
+    until(one, {"v1": "ready", "v2": "ready"}, v1=50, v2=50)
+    seen = set()
+    for _ in range(10):
+        outputs, by = one.predict("late", ROWS)
+        assert set(outputs["transformed_by"]) == {f"words:{by[1]}"}
+        seen.add(by)
+    assert seen == {"v1", "v2"}
+    with pytest.raises(DataError, match="does not take these rows: 400"):
+        one.predict("late", {"bad": [1]})
 
 
 class TestPredict:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, predictors
-from airflow_ml_provider.stages.deploy.kserve.predictor import SCALE
+from airflow_ml_provider.stages.deploy.kserve.scale import SCALE
 
 # KServe gives none of these a default, so that they are ours when they are there.
-_OURS = ("canary", TRAFFIC, *SCALE)
+_OURS = ("canary", "explainer", TRAFFIC, *SCALE)
 _QUANTITY = re.compile(r"([\d.]+)(m|[kMGTP]?|[KMGTP]i)")
 _UNITS = {"": 1.0, "m": 1e-3, **{unit: 1e3 ** (at + 1) for at, unit in enumerate("kMGTP")}}
 _UNITS = {**_UNITS, **{f"{unit}i": 1024.0 ** (at + 1) for at, unit in enumerate("KMGTP")}}
@@ -24,19 +24,20 @@ def same(made: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     parts = [(made["spec"], found["spec"]), *zip(predictors(made), predictors(found))]
     return (
         all((key in one) == (key in two) for one, two in parts for key in _OURS)
-        and _within(made["spec"], found["spec"])
-        and _within(made["metadata"]["labels"], found["metadata"].get("labels"))
+        and within(made["spec"], found["spec"])
+        and within(made["metadata"]["labels"], found["metadata"].get("labels"))
     )
 
 
-def _within(made: Any, found: Any, quantity: bool = False) -> bool:
+def within(made: Any, found: Any, quantity: bool = False) -> bool:
+    """Return whether all that was made here is in what was found; quantities may be written in another way."""
     if isinstance(made, Mapping):
         return isinstance(found, Mapping) and all(
-            key in found and _within(value, found[key], quantity or key in ("requests", "limits"))
+            key in found and within(value, found[key], quantity or key in ("requests", "limits"))
             for key, value in made.items()
         )
     if isinstance(made, list):
-        return isinstance(found, list) and len(made) == len(found) and all(map(_within, made, found))
+        return isinstance(found, list) and len(made) == len(found) and all(map(within, made, found))
     return bool(_amount(made) == _amount(found) if quantity else made == found)
 
 

@@ -24,8 +24,9 @@ from typing import Any, Optional
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, Unavailable, invalid
 from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, MODE, Abilities
-from airflow_ml_provider.stages.deploy.kserve.predictor import CONTAINER, SCALE, predictor, rendered, storage
-from airflow_ml_provider.stages.deploy.service import Service
+from airflow_ml_provider.stages.deploy.kserve.predictor import CONTAINER, explainer, predictor, rendered, storage
+from airflow_ml_provider.stages.deploy.kserve.scale import SCALE
+from airflow_ml_provider.stages.deploy.service import Service, Version
 
 SERVICE = "airflow-ml/service"  # label
 WANTED = "service.json"  # key in the record
@@ -56,6 +57,8 @@ def manifest(
         spec = _standard(service, where, predictors(found) if found else [])
     else:
         spec = _serverless(service, where, found, revisions)
+    if made := explainer(service.stable):
+        spec["explainer"] = made
     annotations = {MODE: where.mode, **({_TAGS: "true"} if where.shape == "serverless" else {})}
     return {
         "apiVersion": f"{GROUP}/{API_VERSION}",
@@ -127,6 +130,27 @@ def _check(service: Service, where: Abilities) -> None:
             f"this KServe sends no traffic to a candidate, got percent={service.percent:g}: it routes by Ingress; set "
             "ingress.enableGatewayApi in inferenceservice-config, or use the mode Knative"
         )
+    _check_beside(service, service.candidate)
+
+
+def _check_beside(service: Service, candidate: Version) -> None:
+    """Raise `SpecError` for what KServe does not do with a canary in the mode Standard."""
+    stable = service.stable.server
+    if stable.explainer or candidate.server.explainer:
+        raise SpecError(
+            f"candidate {candidate.name!r} cannot have an explainer beside it: KServe's mode Standard would send its "
+            "share of the requests for explanations to its server; use the mode Knative, or replace the stable version"
+        )
+    if candidate.server.scaling.by == "keda":
+        raise invalid(
+            "scaling.by of the candidate", "keda", "none or empty in KServe's mode Standard",
+            "KServe gives KEDA no metric of a canary; or use the mode Knative",
+        )  # fmt: skip
+    if stable.replicas[0] == 0:
+        raise invalid(
+            "replicas of the stable version", stable.replicas, "at least (1, 1) beside a candidate in mode Standard",
+            "KServe gives a canary no more",
+        )  # fmt: skip
 
 
 def _standard(service: Service, where: Abilities, found: Sequence[Json]) -> dict[str, Any]:

@@ -9,14 +9,17 @@ from typing import Any
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import invalid
+from airflow_ml_provider.stages.deploy.kserve import scale
 from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
+from airflow_ml_provider.stages.deploy.kserve.render import component, gpus, over, placed, resources, variables
+from airflow_ml_provider.stages.deploy.kserve.scale import SCALE
+from airflow_ml_provider.stages.deploy.server import Component
 from airflow_ml_provider.stages.deploy.service import Version
 
 VERSION, MODEL, RENDERED = "airflow-ml/version", "airflow-ml/model", "airflow-ml/rendered"  # annotations
-# How many there are is not part of a version: it is changed without a restart.
-SCALE = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")
 _RESERVED = (*SCALE, "name", "canaryTrafficPercent")
-CONTAINER = "kserve-container"
+CONTAINER, TRANSFORMER = "kserve-container", "transformer-container"
+TRANSFORMER_PORT = 8085  # KServe's runtimes have 8080, 8081 and 9000
 # Names of the runtimes that KServe installs; they all speak the Open Inference Protocol (`v2`).
 _RUNTIMES = {
     "onnx": "kserve-tritonserver",
@@ -35,23 +38,44 @@ def predictor(version: Version, where: Abilities) -> dict[str, Any]:
     server = version.server
     if taken := sorted(set(_RESERVED) & set(server.template)):
         raise invalid("template", taken, "without what the service decides itself")
-    if where.shape == "standard" and server.scale_metric in ("concurrency", "rps"):
-        raise invalid("scale_metric", server.scale_metric, "cpu or memory in KServe's mode Standard")
     made: dict[str, Any] = {
         "timeout": math.ceil(server.timeout_s),
-        **({"serviceAccountName": server.service_account} if server.service_account else {}),
+        **placed(server.placement, server.service_account),
+        **({"logger": codec.encode(server.request_log)} if server.request_log else {}),
         **(_custom(version) if server.format == "custom" else _model(version)),
     }
-    made = _over(made, codec.encode(server.template))
-    made["annotations"] = {**made.get("annotations", {}), VERSION: version.name, MODEL: version.model.digest}
+    if server.transformer:
+        made["containers"] = [*made.get("containers", ()), _transformer(server.transformer)]
+    made = over(made, codec.encode(server.template))
+    marks = {**scale.scaled_by(server, where), VERSION: version.name, MODEL: version.model.digest}
+    made["annotations"] = {**made.get("annotations", {}), **marks}
     made["annotations"][RENDERED] = hashlib.sha256(codec.canonical(made).encode()).hexdigest()[:16]
-    least = server.replicas[0] if where.shape == "serverless" else max(server.replicas[0], 1)
+    return {**made, **scale.fields(server, where)}
+
+
+def explainer(version: Version) -> dict[str, Any]:
+    """Return the explainer of a version, a component of its own in the InferenceService; empty when it has none."""
+    made = version.server.explainer
+    return {"containers": [component(CONTAINER, made)]} if made else {}
+
+
+def _transformer(made: Component) -> dict[str, Any]:
+    """Return the container in the server's own pod (KServe's collocation).
+
+    As a component of its own it would be common to all versions, and in the mode Standard KServe sends the requests of
+    a canary past it (`applyCanaryWeights`).
+    """
     return {
-        **made,
-        "minReplicas": least,
-        "maxReplicas": server.replicas[1],
-        **({"scaleMetric": server.scale_metric} if server.scale_metric else {}),
-        **({"scaleTarget": server.scale_target} if server.scale_target is not None else {}),
+        **component(
+            TRANSFORMER,
+            made,
+            "--model_name=$(INFERENCE_SERVICE_NAME)",
+            "--protocol=v2",
+            f"--http_port={TRANSFORMER_PORT}",
+            f"--grpc_port={TRANSFORMER_PORT + 1}",
+            "--predictor_host=localhost:8080",
+        ),
+        "ports": [{"containerPort": TRANSFORMER_PORT, "protocol": "TCP"}],
     }
 
 
@@ -63,7 +87,7 @@ def _model(version: Version) -> dict[str, Any]:
         "runtime": _RUNTIMES[server.format],
         "storageUri": server.storage or version.model.uri,
         "env": _env(version),
-        "resources": _resources(version),
+        "resources": resources(server.cpu, server.memory_gib, **gpus(server.gpus, server.gpu_resource)),
         **({"image": server.image} if server.image else {}),
     }
     return {"model": model}
@@ -77,7 +101,7 @@ def _custom(version: Version) -> dict[str, Any]:
         "name": CONTAINER,
         "image": server.image,
         "env": [storage, {"name": "PROTOCOL", "value": "v2"}, *_env(version)],
-        "resources": _resources(version),
+        "resources": resources(server.cpu, server.memory_gib, **gpus(server.gpus, server.gpu_resource)),
     }
     return {"containers": [container]}
 
@@ -96,36 +120,7 @@ def _env(version: Version) -> list[dict[str, str]]:
             )  # fmt: skip
         own["MLSERVER_MODEL_MAX_BATCH_SIZE"] = str(server.max_batch)
         own["MLSERVER_MODEL_MAX_BATCH_TIME"] = str(server.max_delay_ms / 1000)
-    # In one order, since that of a mapping is lost where it is written down, and another would be another version.
-    return [{"name": name, "value": str(value)} for name, value in sorted({**own, **server.env}.items())]
-
-
-def _resources(version: Version) -> dict[str, Any]:
-    """Return the resources, written as Kubernetes writes them itself."""
-    server, found = version.server, {}
-    if server.cpu is not None:
-        milli = math.ceil(server.cpu * 1000)
-        found["cpu"] = f"{milli}m" if milli % 1000 else str(milli // 1000)
-    if server.memory_gib is not None:
-        mebi = math.ceil(server.memory_gib * 1024)
-        found["memory"] = f"{mebi}Mi" if mebi % 1024 else f"{mebi // 1024}Gi"
-    if server.gpus:
-        found[server.gpu_resource] = str(server.gpus)
-    return {"requests": found, "limits": dict(found)} if found else {}
-
-
-def _over(base: Any, above: Any) -> Any:
-    """Return `above` laid over `base`: mappings key by key, lists of named things name by name, all else replaced."""
-    if isinstance(base, Mapping) and isinstance(above, Mapping):
-        return {**base, **{key: _over(base.get(key), value) for key, value in above.items()}}
-    if isinstance(base, list) and isinstance(above, list) and all("name" in _map(one) for one in (*base, *above)):
-        names = {one["name"]: one for one in base}
-        return list({**names, **{one["name"]: _over(names.get(one["name"]), one) for one in above}}.values())
-    return above
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return variables({**own, **server.env})
 
 
 def rendered(predictor: Mapping[str, Any]) -> str:

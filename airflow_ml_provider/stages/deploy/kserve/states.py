@@ -119,7 +119,18 @@ def _unlike(wanted: Service, version: Version, mark: str, service: Json, where: 
 def _in_deployment(wanted: Service, _: Version, mark: str, seen: Seen) -> VersionState:
     assert seen.service is not None
     made = next(one for one in predictors(seen.service) if rendered(one) == mark)
-    name = deployment(wanted.name, made)
+    return rolled_out(deployment(wanted.name, made), mark, made.get("minReplicas", 1), seen)
+
+
+def rolled_out(name: str, mark: str, least: int, seen: Seen) -> VersionState:
+    """Return whether all pods of a Deployment are of what was asked for, and enough of them are ready.
+
+    Parameters:
+        name: of the Deployment.
+        mark: what its pods shall be made from.
+        least: how many pods there shall be, unless the Deployment itself wants less.
+        seen: what was found.
+    """
     found = next((one for one in seen.parts if one["metadata"]["name"] == name), None)
     if found is None:
         return _not_taken_up(seen, f"KServe has made no Deployment {name!r} yet")
@@ -129,17 +140,17 @@ def _in_deployment(wanted: Service, _: Version, mark: str, seen: Seen) -> Versio
     if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
         return _waits(f"the Deployment {name!r} has not begun yet")
     replicas, updated, available = (status.get(key, 0) for key in ("replicas", "updatedReplicas", "availableReplicas"))
-    needed = min(spec.get("replicas", 1), made.get("minReplicas", 1))  # more may be on their way, by load
+    needed = min(spec.get("replicas", 1), least)  # more may be on their way, by load
     if replicas == updated and available >= needed:
         return _READY
     conditions = {one["type"]: one for one in status.get("conditions", ())}
     late = conditions.get("Progressing", {})
     if late.get("status") == "False":
-        return _by_pods(seen, mark, _failed(f"{late.get('reason')}: {late.get('message')}"))
+        return by_pods(seen, mark, _failed(f"{late.get('reason')}: {late.get('message')}"))
     refused = conditions.get("ReplicaFailure", {})
     if refused.get("status") == "True":
         return _waits(f"{refused.get('reason')}: {refused.get('message')}")
-    return _by_pods(
+    return by_pods(
         seen, mark, _waits(f"{available} of {needed} pods are ready, {replicas - updated} old ones are left")
     )
 
@@ -150,17 +161,17 @@ def _in_revision(wanted: Service, version: Version, mark: str, seen: Seen) -> Ve
     found = [one for one in seen.parts if rendered(one["metadata"]) == mark]
     if not found:
         return _not_taken_up(seen, f"Knative has made no revision of {version.name!r} yet")
-    conditions = [_condition(one, "Ready") for one in found]
+    conditions = [condition(one, "Ready") for one in found]
     if any(one.get("status") == "True" for one in conditions):
         return _READY
     newest = next((one for one in found if one["metadata"]["name"] == latest), found[-1])
-    ready = _condition(newest, "Ready")
+    ready = condition(newest, "Ready")
     why = ": ".join(filter(None, [ready.get("reason"), ready.get("message")]))
     if ready.get("status") == "False" and ready.get("reason") != "Unschedulable":
-        return _by_pods(seen, mark, _failed(why))
+        return by_pods(seen, mark, _failed(why))
     if marks(seen.parts).get(latest) != mark and version == (wanted.candidate or wanted.stable):
         return _not_taken_up(seen, f"Knative has made no new revision of {version.name!r} yet")
-    return _by_pods(seen, mark, _waits(why or "the revision is not ready yet"))
+    return by_pods(seen, mark, _waits(why or "the revision is not ready yet"))
 
 
 def _not_taken_up(seen: Seen, why: str) -> VersionState:
@@ -196,7 +207,7 @@ def _reachable(service: Json) -> VersionState:
     return _READY
 
 
-def _by_pods(seen: Seen, mark: str, otherwise: VersionState) -> VersionState:
+def by_pods(seen: Seen, mark: str, otherwise: VersionState) -> VersionState:
     """Return what the pods of a version say, which is more than what is said of all of them."""
     pods = [one for one in seen.pods if rendered(one["metadata"]) == mark]
     words = list(dict.fromkeys(word for pod in pods for word in _words(pod)))
@@ -235,7 +246,8 @@ def _containers(pod: Json) -> list[Json]:
     return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
 
 
-def _condition(part: Json, kind: str) -> Json:
+def condition(part: Json, kind: str) -> Json:
+    """Return what an object says of itself by a condition; empty when it says nothing."""
     return next((one for one in part.get("status", {}).get("conditions", ()) if one["type"] == kind), {})
 
 

@@ -17,6 +17,7 @@ from airflow_ml_provider.stages.deploy.kserve.compare import same
 from airflow_ml_provider.stages.deploy.kserve.manifest import deployment, manifest, record, recorded
 from airflow_ml_provider.stages.deploy.kserve.predictor import predictor, rendered
 from airflow_ml_provider.stages.deploy.kserve.states import Seen, observed
+from airflow_ml_provider.stages.deploy.server import Component, Placement, RequestLog, Scaling
 from airflow_ml_provider.stages.deploy.service import FORMATS, Server, Service, Version, VersionState
 
 STANDARD, SERVERLESS = Abilities(), Abilities(shape="serverless")
@@ -89,14 +90,16 @@ class TestPredictor:
 
     def test_everything_else(self) -> None:
         server = {"service_account": "reader", "timeout_s": 2.5, "env": {"A": "1"}, "replicas": (2, 6)}
-        made = predictor(version("v1", **server, scale_metric="cpu", scale_target=70), STANDARD)
+        made = predictor(version("v1", **server, scaling=Scaling(metric="cpu", target=70)), STANDARD)
         assert (made["serviceAccountName"], made["timeout"], env(made)["A"]) == ("reader", 3, "1")
         scale = {key: made[key] for key in ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")}
         assert scale == {"minReplicas": 2, "maxReplicas": 6, "scaleMetric": "cpu", "scaleTarget": 70}
 
     def test_no_replica_is_for_knative_only(self) -> None:
         idle = version("v1", replicas=(0, 2))
-        assert [predictor(idle, where)["minReplicas"] for where in (STANDARD, SERVERLESS)] == [1, 0]
+        assert predictor(idle, SERVERLESS)["minReplicas"] == 0
+        with pytest.raises(SpecError, match=r"KServe's mode Standard has one replica at least, got replicas=\(0, 2\)"):
+            predictor(idle, STANDARD)
 
     def test_batches_of_mlserver(self) -> None:
         made = env(predictor(version("v1", format="sklearn", max_batch=16, max_delay_ms=5), STANDARD))
@@ -126,18 +129,124 @@ class TestPredictor:
         with pytest.raises(SpecError, match=f"template must be without what the service decides itself, got .*{key}"):
             predictor(version("v1", template={key: 1}), STANDARD)
 
-    @pytest.mark.parametrize("metric", ["concurrency", "rps"])
-    def test_metrics_of_knative(self, metric: str) -> None:
-        assert predictor(version("v1", scale_metric=metric), SERVERLESS)["scaleMetric"] == metric
-        with pytest.raises(SpecError, match="scale_metric must be cpu or memory"):
-            predictor(version("v1", scale_metric=metric), STANDARD)
-
     def test_what_it_was_made_from(self) -> None:
         """More replicas are no other version; another model, name or variable is."""
-        more = version("v1", replicas=(3, 9), scale_metric="cpu")
+        more = version("v1", replicas=(3, 9), scaling=Scaling(metric="cpu"))
         assert marked(more) == marked(V1)
         other = Version("v1", dataclasses.replace(V1.model, digest="sha256:other"), V1.server)
         assert len({marked(V1), marked(V2), marked(other), marked(version("v1", env={"A": "1"}))}) == 4
+
+
+QUERY = Scaling(by="keda", metric="query", target=5, query="sum(waiting)", address="http://prometheus.monitoring:9090")
+
+
+class TestScaling:
+    @pytest.mark.parametrize("metric", ["concurrency", "rps"])
+    def test_metrics_of_knative(self, metric: str) -> None:
+        asked = version("v1", scaling=Scaling(metric=metric, target=9))
+        made = predictor(asked, SERVERLESS)
+        assert (made["scaleMetric"], made["scaleTarget"]) == (metric, 9)
+        with pytest.raises(
+            SpecError, match=r"scaling.metric must be one of cpu, memory, query in KServe's mode Standard"
+        ):
+            predictor(asked, STANDARD)
+
+    @pytest.mark.parametrize("metric", ["cpu", "memory"])
+    def test_knative_does_not_scale_by_resources(self, metric: str) -> None:
+        with pytest.raises(SpecError, match="one of concurrency, rps in KServe's mode Knative"):
+            predictor(version("v1", scaling=Scaling(metric=metric)), SERVERLESS)
+
+    def test_keda(self) -> None:
+        made = predictor(version("v1", replicas=(0, 3), scaling=QUERY), STANDARD)
+        assert made["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
+        assert (made["minReplicas"], made["maxReplicas"]) == (0, 3)
+        assert "scaleMetric" not in made
+        (metric,) = made["autoScaling"]["metrics"]
+        assert metric["external"]["metric"]["query"] == "sum(waiting)"
+        assert metric["external"]["target"] == {"type": "Value", "value": "5"}
+
+    def test_keda_by_resources(self) -> None:
+        made = predictor(version("v1", scaling=Scaling(by="keda", metric="cpu", target=80)), STANDARD)
+        (metric,) = made["autoScaling"]["metrics"]
+        assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}
+
+    @pytest.mark.parametrize(
+        ("scaling", "where", "message"),
+        [
+            (Scaling(by="hpa"), SERVERLESS, "scaling.by must be empty in KServe's mode Knative"),
+            (Scaling(by="none", metric="cpu"), STANDARD, "scaling.metric must be empty with by='none'"),
+            (Scaling(metric="cpu", target=400), STANDARD, r"scaling.target must be at most 100 \(percent\)"),
+            (dataclasses.replace(QUERY, by="hpa"), STANDARD, "scaling.metric must be cpu or memory unless by='keda'"),
+        ],
+    )
+    def test_what_kserve_cannot_do(self, scaling: Scaling, where: Abilities, message: str) -> None:
+        with pytest.raises(SpecError, match=message):
+            predictor(version("v1", scaling=scaling), where)
+
+    def test_a_candidate_is_not_scaled(self) -> None:
+        with pytest.raises(
+            SpecError, match=r"scaling\.by of the candidate must be none or empty in KServe's mode Standard"
+        ):
+            manifest(service(V1, version("v2", scaling=QUERY), 20), STANDARD)
+        fixed = version("v2", scaling=Scaling(by="none"))
+        made = manifest(service(version("v1", scaling=QUERY), fixed, 20), STANDARD)["spec"]
+        assert "autoScaling" in made["predictor"]
+        assert "autoScaling" not in made["canary"][0]["predictor"]
+        with pytest.raises(SpecError, match=r"replicas of the stable version must be at least .* beside a candidate"):
+            manifest(service(version("v1", replicas=(0, 3), scaling=QUERY), fixed, 20), STANDARD)
+
+
+class TestBeside:
+    """What works with the server of a model."""
+
+    HELPER = Component("shop/words:2", args=("--lower",), env={"A": "1"}, cpu=0.5)
+
+    def test_transformer_is_part_of_a_version(self) -> None:
+        made = predictor(version("v1", transformer=self.HELPER), STANDARD)
+        (container,) = made["containers"]
+        assert container["name"] == "transformer-container"
+        assert container["image"] == "shop/words:2"
+        assert container["args"][-1] == "--lower"
+        assert "--predictor_host=localhost:8080" in container["args"]
+        assert container["ports"] == [{"containerPort": 8085, "protocol": "TCP"}]
+        assert container["resources"]["limits"] == {"cpu": "500m"}
+        assert rendered(made) != marked(V1)
+
+    def test_transformer_of_an_image_of_ones_own(self) -> None:
+        made = predictor(version("v1", format="custom", image="late:1", transformer=self.HELPER), STANDARD)
+        assert [one["name"] for one in made["containers"]] == ["kserve-container", "transformer-container"]
+
+    def test_each_version_has_its_own_transformer(self) -> None:
+        other = dataclasses.replace(self.HELPER, image="shop/words:3")
+        two = service(version("v1", transformer=self.HELPER), version("v2", transformer=other), 20)
+        made = manifest(two, STANDARD)["spec"]
+        images = [one["predictor"]["containers"][0]["image"] for one in (made, *made["canary"])]
+        assert images == ["shop/words:2", "shop/words:3"]
+        assert "transformer" not in made
+        with pytest.raises(SpecError, match="candidate 'v2' would get containers from 'v1'"):
+            manifest(service(version("v1", transformer=self.HELPER), V2, 20), STANDARD)
+
+    def test_explainer_is_that_of_the_stable_version(self) -> None:
+        explained = version("v1", explainer=self.HELPER)
+        made = manifest(service(explained), STANDARD)
+        assert made["spec"]["explainer"]["containers"][0]["image"] == "shop/words:2"
+        assert not same(manifest(service(), STANDARD), {**made, "spec": {**made["spec"]}})
+        with pytest.raises(SpecError, match="candidate 'v2' cannot have an explainer beside it"):
+            manifest(service(explained, V2), STANDARD)
+
+    def test_request_log(self) -> None:
+        made = predictor(version("v1", request_log=RequestLog("http://logs.ml", "request")), STANDARD)
+        assert made["logger"] == {"url": "http://logs.ml", "mode": "request"}
+
+    def test_placement(self) -> None:
+        toleration = {"key": "gpu", "operator": "Exists"}
+        affinity = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+        made = predictor(version("v1", placement=Placement({"pool": "gpu"}, (toleration,), affinity)), STANDARD)
+        assert (made["nodeSelector"], made["tolerations"], made["affinity"]) == (
+            {"pool": "gpu"},
+            [toleration],
+            affinity,
+        )
 
 
 class TestPlace:
@@ -524,8 +633,10 @@ SERVERS = st.builds(
     cpu=st.none() | st.floats(0.01, 99),
     memory_gib=st.none() | st.floats(0.01, 99),
     gpus=st.integers(0, 8),
-    replicas=st.integers(0, 4).map(lambda least: (least, least + 1)),
-    scale_metric=st.sampled_from(["", "cpu", "memory"]),
+    replicas=st.integers(1, 4).map(lambda least: (least, least + 1)),
+    scaling=st.builds(Scaling, metric=st.sampled_from(["", "cpu", "memory"])),
+    placement=st.builds(Placement, node_selector=st.dictionaries(st.text(), st.text(), max_size=2)),
+    transformer=st.none() | st.builds(Component, st.just("t:1"), env=st.dictionaries(st.text(), st.text(), max_size=2)),
     timeout_s=st.floats(0.01, 999),
     env=st.dictionaries(st.text(min_size=1), st.text(), max_size=2),
     template=st.dictionaries(st.sampled_from(["nodeSelector", "volumes", "labels"]), JSON, max_size=2),
