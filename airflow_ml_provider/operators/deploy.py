@@ -134,8 +134,8 @@ class RolloutOperator(ServingOperator):
     Parameters:
         model: the candidate: the result of `gate` or `register`, its `model`, or a ref.
         evidence: folder for the evidence, a JSON file named by its digest.
-        policy: how the traffic moves: a `RolloutPolicy(…)`, `ExperimentPolicy(…)` or `BanditPolicy(…)`, or the attributes
-            of one as a mapping, whose `strategy` says of which; none takes the defaults of a canary.
+        policy: how the traffic moves: a `RolloutPolicy(…)`, `ExperimentPolicy(…)` or `BanditPolicy(…)`, or the
+            attributes of one as a mapping, whose `strategy` says of which; none takes the defaults of a canary.
         server: what serves the candidate: a `Server(…)`, or its attributes as a mapping; none is the stable version's.
         on_refusal: `fail` the task when the candidate is rolled back, or `skip` it.
     """

@@ -409,13 +409,13 @@ class TestBandit:
     def test_at_its_limit(self, place, clock, tmp_path, on_limit, ends):
         run(deploy(1))
         place.behaviours["v1"] = Behaviour(error_rate=0.05)
-        policy = {**BANDIT, "max_s": 6, "max_loss": 1e-9, "on_limit": on_limit, "min_samples": 20}
+        policy = {**BANDIT, "max_s": 2, "max_loss": 1e-9, "on_limit": on_limit, "min_samples": 20}
         task = rollout(2, tmp_path, policy=policy)
         busy(place, 60)
         if ends == 2:
             run(task, run_id="r2")
         else:
-            with pytest.raises(AirflowFailException, match="undecided within 6 s"):
+            with pytest.raises(AirflowFailException, match="undecided within 2 s"):
                 run(task, run_id="r2")
         assert place.look("flights").wanted.stable == version(ends)
 
