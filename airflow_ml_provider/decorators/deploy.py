@@ -78,9 +78,8 @@ class DeployDecoratedOperator(DecoratedOperator, DeployOperator):
         self._take(state)  # another process has called the function
         return super().proceed(context, state)
 
-    def _wait_for(self, wait_s: float | None = None, **rollout: Any) -> NoReturn:
-        kept = codec.encode({name: getattr(self, name) for name in RETURNED})
-        super()._wait_for(wait_s, state=kept, **rollout)
+    def _wait_for(self, wait_s: float | None = None, kept: Mapping[str, Any] | None = None, **rollout: Any) -> NoReturn:
+        super()._wait_for(wait_s, codec.encode({name: getattr(self, name) for name in RETURNED}), **rollout)
 
     def _take(self, found: Any) -> None:
         """Deploy what the function has returned.

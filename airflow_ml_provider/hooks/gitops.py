@@ -18,7 +18,7 @@ from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.hooks._cluster import FORBIDDEN, NOT_FOUND, unless
 from airflow_ml_provider.hooks.kserve import KServeServing
 from airflow_ml_provider.stages.deploy.git import LOGIN, PASSWORD, Repository
-from airflow_ml_provider.stages.deploy.gitops import GitOpsServing, Report
+from airflow_ml_provider.stages.deploy.gitops import CONTROLLERS, GitOpsServing, Report
 from airflow_ml_provider.stages.deploy.kserve.abilities import Abilities
 from airflow_ml_provider.stages.deploy.kserve.manifest import manifest
 from airflow_ml_provider.stages.deploy.place import GitOps
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
     from airflow_ml_provider.stages.deploy.service import Service
 
-CONTROLLERS = {
-    "argocd": ("argoproj.io", "v1alpha1", "applications"),
-    "flux": ("kustomize.toolkit.fluxcd.io", "v1", "kustomizations"),
-}
 _HOMES = {"argocd": "argocd", "flux": "flux-system"}
 _COMMIT = re.compile(r"[0-9a-f]{40,64}$")
 

@@ -69,8 +69,13 @@ class ServingOperator(StageOperator):
         """Begin, publish the result, and return the XCom value."""
         return self._end(context, lambda: self.begin(context))
 
-    def go_further(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Go on once the trigger has seen something to decide, publish the result, and return the XCom value."""
+    def go_further(self, context: Context, event: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Any:
+        """Go on once the trigger has seen something to decide, publish the result, and return the XCom value.
+
+        Parameters:
+            event: what the trigger has told.
+            kept: what the task kept for itself while it was deferred.
+        """
         self._deadline = event["deadline"]
 
         def further() -> Result:
@@ -80,7 +85,7 @@ class ServingOperator(StageOperator):
                 raise Unavailable(event["message"])
             if event["status"] == "refused":
                 raise SpecError(event["message"])
-            return self.proceed(context, event["state"])
+            return self.proceed(context, event["state"] if kept is None else kept)
 
         with verdicts():
             return self._end(context, further)
@@ -99,8 +104,6 @@ class ServingOperator(StageOperator):
     @contextmanager
     def _handed_back_unless_tried_again(self, context: Context) -> Iterator[None]:
         """Let a failure leave traffic where it is only if a further try can go on, since the place was away."""
-        from airflow_ml_provider.operators._tries import has_further_try
-
         try:
             yield
         except (Exception, AirflowTaskTimeout) as error:
@@ -120,7 +123,7 @@ class ServingOperator(StageOperator):
         except Exception:
             self.log.exception("service %s may still be in the rollout of this task", self.service)
 
-    def _wait_for(self, wait_s: float | None = None, **rollout: Any) -> NoReturn:
+    def _wait_for(self, wait_s: float | None = None, kept: Mapping[str, Any] | None = None, **rollout: Any) -> NoReturn:
         """Defer until the service has something to decide, or the task's time is over.
 
         Airflow counts `execution_timeout` only while a worker works, and ends a deferral that takes too long without
@@ -134,7 +137,7 @@ class ServingOperator(StageOperator):
             seconds(self.poll_s, "poll_s"),
             deadline=self._until(wait_s), **rollout,
         )  # fmt: skip
-        self.defer(trigger=trigger, method_name="go_further")
+        self.defer(trigger=trigger, method_name="go_further", kwargs=None if kept is None else {"kept": dict(kept)})
         raise AssertionError("a deferred task does not go on")
 
     def _until(self, wait_s: float | None) -> float | None:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from airflow_ml_provider import codec
-from airflow_ml_provider.hooks.gitops import CONTROLLERS
-from airflow_ml_provider.stages.deploy.gitops import RECORD, Report
+from airflow_ml_provider.stages.deploy.gitops import CONTROLLERS, RECORD, Report
 from airflow_ml_provider.stages.deploy.kserve.manifest import recorded
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service
 from airflow_ml_provider.testing.serving import MemoryServing

@@ -21,6 +21,11 @@ from airflow_ml_provider.stages.deploy.logic import is_over
 from airflow_ml_provider.stages.deploy.place import GitOps
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, VersionState
 
+CONTROLLERS = {
+    "argocd": ("argoproj.io", "v1alpha1", "applications"),
+    "flux": ("kustomize.toolkit.fluxcd.io", "v1", "kustomizations"),
+}
+"""Controllers by the API group, version and resource in which they report."""
 MANIFEST, RECORD = "inferenceservice.yaml", "record.yaml"
 _BELONGS = "airflow-ml/manifest"  # annotation of the record: digest of the manifest that it was written with
 _IDENTITY = "Airflow-Rollout"  # trailer

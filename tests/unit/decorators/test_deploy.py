@@ -81,7 +81,8 @@ def test_it_goes_on_in_another_process_without_calling_the_function_again(place)
 
     event = json.loads(json.dumps(asyncio.run(first())))
     other = build(choose)
-    assert other.go_further(context(), event)["status"] == "ok"
+    kept = json.loads(json.dumps(deferred.value.kwargs))
+    assert other.go_further(context(), event, **kept)["status"] == "ok"
     assert calls == [1]
     assert other.rows == {"x": [1.0]}
 
