@@ -121,6 +121,10 @@ class GitOps:
             raise invalid("author", self.author, "NAME <ADDRESS>")
 
 
+_NOT_COUNTED = (
+    "business",
+    "agreement",
+)  # by the gateway: what an answer was worth, and mirrored ones beside the users'
 Place = Union[Local, KServe, GitOps]
 KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe, "gitops": GitOps}
 
@@ -158,6 +162,11 @@ def check(place: Place, policy: Policy) -> None:
         from airflow_ml_provider.stages.deploy import metrics
 
         metrics.check(metrics.resolve(kserve.metrics), policy)
+    elif unknown := [one.kind for one in getattr(policy, "checks", ()) if one.kind in _NOT_COUNTED]:
+        raise SpecError(
+            f"the policy checks {', '.join(unknown)}, which a gateway on this machine does not count, so that the "
+            "rollout would wait until its time is over: leave such checks out, or make it an experiment with outcomes"
+        )
 
 
 def prediction_log(place: Place, service: str) -> str:

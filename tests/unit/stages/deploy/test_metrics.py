@@ -10,7 +10,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.stages.deploy import metrics, place
 from airflow_ml_provider.stages.deploy.metrics import SETS, Metrics, resolve
-from airflow_ml_provider.stages.deploy.policy import Business, ErrorRate, Latency, RolloutPolicy, ScoreShift
+from airflow_ml_provider.stages.deploy.policy import Agreement, Business, ErrorRate, Latency, RolloutPolicy, ScoreShift
 
 OWN = {"requests": 'sum by ({server}) (mine{version="{version}"})', "errors": "mine_bad"}
 
@@ -86,4 +86,12 @@ def test_policies_that_cannot(name: str, check: Any, message: str) -> None:
     policy = RolloutPolicy(checks=(ErrorRate(), check))
     with pytest.raises(SpecError, match=message):
         place.check(place.KServe(metrics=name), policy)
-    place.check(place.Local("/srv"), policy)
+
+
+def test_what_this_machine_counts() -> None:
+    place.check(place.Local("/srv"), RolloutPolicy(checks=(ErrorRate(), Latency(), ScoreShift())))
+    with pytest.raises(SpecError, match="checks business, which a gateway on this machine does not count"):
+        place.check(place.Local("/srv"), RolloutPolicy(checks=(ErrorRate(), Business("clicks"))))
+    shadow = RolloutPolicy(strategy="shadow", checks=(ErrorRate(), Agreement()))
+    with pytest.raises(SpecError, match="checks agreement"):
+        place.check(place.Local("/srv"), shadow)
