@@ -37,7 +37,8 @@ NEEDS = {
 
 def test_all_benchmarks_are_here() -> None:
     elsewhere = {"pods"}  # where the cluster is: integration/pods/test_pods.py
-    by_hand = {"deferred"}  # takes a whole Airflow; system/test_pods.py has what it is about
+    # They take minutes; system/test_pods.py and integration/{serving,deploy} have what they are about.
+    by_hand = {"canary", "deferred"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(SMALL) | elsewhere | by_hand
 
 
