@@ -44,7 +44,8 @@ from airflow_ml_provider.stages.deploy.place import KServe
 from airflow_ml_provider.stages.deploy.policy import ErrorRate, Latency, RolloutPolicy, ScoreShift
 from airflow_ml_provider.stages.deploy.service import Server
 from airflow_ml_provider.testing.context import context
-from airflow_ml_provider.testing.kserve import REVISIONS, Controller, Router
+from airflow_ml_provider.testing.kserve import REVISIONS, Controller
+from airflow_ml_provider.testing.router import Router
 from airflow_ml_provider.triggers.serving import ServingTrigger
 
 REPO = Path(__file__).resolve().parent.parent

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import (
-    DecoratedOperator,
-    context_merge,
-    determine_kwargs,
-    task_decorator_factory,
-)
+from airflow.providers.common.compat.sdk import DecoratedOperator, task_decorator_factory
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
 from airflow_ml_provider import codec
+from airflow_ml_provider.decorators._function import called
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.operators.deploy import DeployOperator
 from airflow_ml_provider.refs import ModelRef, as_ref
@@ -64,14 +60,11 @@ class DeployDecoratedOperator(DecoratedOperator, DeployOperator):
         )
 
     def begin(self, context: Context) -> Result:
-        context_merge(context, self.op_kwargs)
-        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        found = self.python_callable(*self.op_args, **kwargs)
-        name = getattr(self.python_callable, "__name__", "the function")
+        found, what = called(self, context)
         try:
             self._take(found)
         except SpecError as error:
-            raise SpecError(f"what {name} returns: {error}") from error
+            raise SpecError(f"{what}: {error}") from error
         return super().begin(context)
 
     def proceed(self, context: Context, state: Mapping[str, Any] | None) -> Result:

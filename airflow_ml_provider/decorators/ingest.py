@@ -6,14 +6,10 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import (
-    DecoratedOperator,
-    context_merge,
-    determine_kwargs,
-    task_decorator_factory,
-)
+from airflow.providers.common.compat.sdk import DecoratedOperator, task_decorator_factory
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
+from airflow_ml_provider.decorators._function import called
 from airflow_ml_provider.exceptions import invalid
 from airflow_ml_provider.operators.ingest import IngestOperator
 
@@ -63,12 +59,9 @@ class IngestDecoratedOperator(DecoratedOperator, IngestOperator):
         )
 
     def build_spec(self, interval: Interval, context: Context) -> IngestSpec:
-        context_merge(context, self.op_kwargs)
-        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        found = self.python_callable(*self.op_args, **kwargs)
+        found, what = called(self, context)
         if not isinstance(found, (str, os.PathLike)) or not os.fspath(found):
-            name = getattr(self.python_callable, "__name__", "the function")
-            raise invalid(f"what {name} returns", found, "the path or glob of the landing files")
+            raise invalid(what, found, "the path or glob of the landing files")
         self.source = os.fspath(found)
         return super().build_spec(interval, context)
 

@@ -70,6 +70,7 @@ class DeployOperator(GatedServingOperator):
     def begin(self, context: Context) -> Result:
         from airflow_ml_provider.stages.deploy.logic import is_of, is_over, rollout_of, stable_of
         from airflow_ml_provider.stages.deploy.service import Service
+        from airflow_ml_provider.stages.deploy.spec import DeployResult
 
         assert self.info is not None
         _check_existing(self.existing)
@@ -77,7 +78,8 @@ class DeployOperator(GatedServingOperator):
         before, revision = None, None
         if observed is not None and self.existing == "keep" and not is_of(observed.wanted, self.info):
             model = observed.wanted.stable.model
-            return Result(reason=f"service {self.service!r} is there already", inputs=(model,), outputs=(model,))
+            said = f"service {self.service!r} is there already"
+            return DeployResult(reason=said, inputs=(model,), outputs=(model,), model=model)
         if observed is not None:
             self._check_free(context, observed)
             wanted, revision = observed.wanted, observed.revision
@@ -97,6 +99,7 @@ class DeployOperator(GatedServingOperator):
         """Return the result if the version is ready; none while it may become so."""
         from airflow_ml_provider.stages.deploy.requests import rows_for
         from airflow_ml_provider.stages.deploy.service import Service
+        from airflow_ml_provider.stages.deploy.spec import DeployResult
 
         version, observed = self._version(), self.serving.look(self.service)
         if observed is None or observed.wanted.stable != version:
@@ -110,7 +113,8 @@ class DeployOperator(GatedServingOperator):
         if rows := rows_for(version.model, self.rows):
             self.log.info("version %s answers %s", *reversed(self.serving.predict(self.service, rows)))
         self.serving.put(Service(self.service, version), observed.revision)
-        return Result(inputs=(version.model,), outputs=(version.model,), links={"service": observed.address})
+        model, links = version.model, {"service": observed.address}
+        return DeployResult(inputs=(model,), outputs=(model,), links=links, model=model)
 
     def _version(self) -> Version:
         from airflow_ml_provider.stages.deploy.logic import version_of
@@ -158,6 +162,7 @@ class RolloutOperator(GatedServingOperator):
 
     def begin(self, context: Context) -> Result:
         from airflow_ml_provider.stages.deploy.logic import is_over, stable_of
+        from airflow_ml_provider.stages.deploy.spec import RolloutResult
 
         assert self.info is not None
         observed = self.serving.look(self.service)
@@ -172,7 +177,7 @@ class RolloutOperator(GatedServingOperator):
         candidate = self._version(stable)
         if candidate.model.digest == stable.model.digest:
             said = f"version {stable.name!r} of service {self.service!r} is this model already"
-            return Result(reason=said, inputs=(stable.model,), outputs=(stable.model,))
+            return RolloutResult(reason=said, inputs=(stable.model,), outputs=(stable.model,), model=stable.model)
         if refusal := self._refusal(candidate.model):
             return refusal
         self._start(observed, stable, candidate)

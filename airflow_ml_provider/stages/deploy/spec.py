@@ -1,4 +1,4 @@
-"""What a rollout answers."""
+"""What a deployment and a rollout answer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from airflow_ml_provider.stages import Result
 
 
 @dataclass(frozen=True)
-class RolloutResult(Result):
-    """How a rollout ended.
+class DeployResult(Result):
+    """What serves now.
+
+    Attributes:
+        model: the model.
+    """
+
+    model: Optional[ModelRef] = None
+
+
+@dataclass(frozen=True)
+class RolloutResult(DeployResult):
+    """How a rollout ended; `model` is the candidate.
 
     Attributes:
         rollout: the evidence, one record for each step.
-        model: the candidate.
         verdict: what an experiment or a bandit said at its end: outcome, effect and interval, or chances and loss.
     """
 
     rollout: Optional[ReportRef] = None
-    model: Optional[ModelRef] = None
     verdict: Mapping[str, Any] = field(default_factory=dict)

@@ -46,6 +46,7 @@ def test_what_the_function_returns_is_served(place):
     assert (task.task_id, task.custom_operator_name) == ("choose", "@task.deploy")
     value = task.execute(context(run_id="r"))
     assert value["status"] == "ok"
+    assert value["model"]["digest"] == "sha256:7"
     assert place.look("late").wanted.stable.model == ModelRef("late", "/r", "sha256:7", version="7")
 
 
