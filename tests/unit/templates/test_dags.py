@@ -12,6 +12,7 @@ from airflow.sdk import AssetOrTimeSchedule
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.runtime import InProcess, Pod
+from airflow_ml_provider.stages.load_test.spec import LoadProfile
 from airflow_ml_provider.stages.optimise.spec import OptimisePolicy
 from airflow_ml_provider.templates import (
     load_config,
@@ -21,7 +22,7 @@ from airflow_ml_provider.templates import (
     scoring_dag,
     training_dag,
 )
-from airflow_ml_provider.templates.config import Optimisation, Serving
+from airflow_ml_provider.templates.config import LoadTesting, Optimisation, Serving
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,6 +87,19 @@ def test_winners_can_be_made_smaller_before_they_are_registered(config):
     assert "smaller or faster where that costs little" in dag.doc_md
     DagSerialization.to_dict(dag)
     assert "decide.optimise" not in training_dag(config).task_ids
+
+
+def test_winners_can_be_asked_by_many_before_the_gate_decides(config):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    asked = LoadTesting(LoadProfile(rate=50), budget={"model": 20})
+    dag = training_dag(replace(config, training=replace(config.training, load_test=asked)), "loaded")
+    assert {("decide.register", "decide.load_test"), ("decide.load_test", "decide.gate")} <= edges(dag)
+    load_test = dag.get_task("decide.load_test")
+    assert (load_test.profile["rate"], load_test.budget) == (50, {"model": 20})
+    assert load_test.on_refusal == config.training.on_refusal
+    DagSerialization.to_dict(dag)
+    assert "decide.load_test" not in training_dag(config).task_ids
 
 
 def test_training_starts_by_time_and_by_assets(config):
