@@ -147,8 +147,11 @@ class ServingOperator(StageOperator):
             self._deadline = time.time() + min(limit for limit in limits if limit)
         return self._deadline
 
-    def _check_free(self, context: Context, observed: Observed) -> None:
-        """Refuse to change a service that another task is changing; what a task that has ended left is taken over."""
+    def _check_free(self, context: Context, observed: Observed, interrupt: bool = False) -> None:
+        """Refuse to change a service that another task is changing, unless that is to be interrupted.
+
+        What a task that has ended left is taken over.
+        """
         from airflow_ml_provider.stages.deploy.logic import is_of, is_over
         from airflow_ml_provider.triggers.previous import has_ended
 
@@ -160,9 +163,12 @@ class ServingOperator(StageOperator):
         states = context["ti"].get_task_states(
             dag_id=rollout["dag_id"], task_ids=[rollout["task_id"]], run_ids=[rollout["run_id"]]
         )
-        if not has_ended(states, rollout["run_id"]):
+        if has_ended(states, rollout["run_id"]):
+            self.log.warning("service %s was left in the rollout of %s, which has ended", self.service, whose)
+        elif interrupt:
+            self.log.warning("service %s is taken from the rollout of %s, which ends", self.service, whose)
+        else:
             raise Refused(f"service {self.service!r} is being changed by {whose}; wait until that has ended")
-        self.log.warning("service %s was left in the rollout of %s, which has ended", self.service, whose)
 
 
 class GatedServingOperator(ServingOperator):

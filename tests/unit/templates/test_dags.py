@@ -129,10 +129,19 @@ def test_parameters_are_typed_and_described(config):
 
 
 def test_rollback_is_one_task_for_runs_by_hand(config):
-    dag = rollback_dag(config)
+    dag = rollback_dag(replace(config, serving=None))
     assert dag.task_ids == ["rollback"]
     assert dag.params.get_param("model").schema["enum"] == list(config.models)
     assert type(dag.timetable).__name__ == "NullTimetable"
+
+
+def test_a_rollback_takes_the_service_with_it(config):
+    dag = rollback_dag(config)
+    assert edges(dag) == {("rollback", "serve")}
+    serve = dag.get_task("serve")
+    assert (serve.existing, serve.gate) == ("interrupt", "required")
+    context = {"params": {"model": "flight_delay_EWR"}}
+    assert serve.render_template(serve.service, context) == "flight-delay-ewr"
 
 
 def test_one_model_without_segments(config):
