@@ -186,7 +186,7 @@ class RolloutOperator(GatedServingOperator):
     def _start(self, observed: Observed, stable: Version, candidate: Version) -> None:
         """Deploy the candidate beside the stable version, without any traffic."""
         from airflow_ml_provider.stages.deploy import rollout
-        from airflow_ml_provider.stages.deploy.logic import rollout_of, sticky_of
+        from airflow_ml_provider.stages.deploy.logic import rollout_of, sticky_of, tolerance_of
         from airflow_ml_provider.stages.deploy.service import Service
         from airflow_ml_provider.stages.deploy.state import Seen
 
@@ -196,7 +196,10 @@ class RolloutOperator(GatedServingOperator):
         state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
         record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))
         self.log.info("service %s: from version %s to %s", self.service, stable.name, candidate.name)
-        wanted = Service(self.service, stable, candidate, rollout=record, sticky=sticky_of(policy, candidate))
+        wanted = Service(
+            self.service, stable, candidate, rollout=record, sticky=sticky_of(policy, candidate),
+            tolerance=tolerance_of(policy),
+        )  # fmt: skip
         self.serving.put(wanted, observed.revision)
 
     def _policy(self, seen: Seen) -> Policy:

@@ -103,7 +103,9 @@ def _wanted(service: Service, python: str) -> Wanted:
         )
     kept = {"service": codec.encode(service)}
     timeout_s = service.stable.server.timeout_s
-    return Wanted(versions, service.stable.name, kept, timeout_s=timeout_s, sticky=service.sticky)
+    return Wanted(
+        versions, service.stable.name, kept, timeout_s=timeout_s, tolerance=service.tolerance, sticky=service.sticky
+    )
 
 
 def _check(server: deploy.Server) -> None:
@@ -133,7 +135,7 @@ def _state(status: ServiceStatus, wanted: Wanted, name: str) -> VersionState:
 
 def _counted(counters: Mapping[str, Any]) -> VersionStats:
     """Return the counters of users' and mirrored requests as a rollout reads them."""
-    total = VersionStats()
+    total = VersionStats(compared=counters["compared"], agreed=counters["agreed"])
     for traffic in ("live", "mirror"):
         total += _answers(counters[traffic])
     return total

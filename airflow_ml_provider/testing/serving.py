@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -107,6 +108,7 @@ class MemoryServing:
             copied = wanted.candidate != chosen and self._random.random() * 100 < wanted.mirror
             if copied and wanted.candidate:
                 self._ask(name, wanted.candidate)
+                self._compare(name, wanted.candidate, chosen, wanted.tolerance)
 
     def _chosen(self, wanted: Service) -> Version:
         taken = wanted.candidate is not None and self._random.random() * 100 < wanted.percent
@@ -118,6 +120,10 @@ class MemoryServing:
         seconds = how.latency_s * (2 if chance.random() < 0.1 else 1) * chance.uniform(0.9, 1.1)
         error = chance.random() < how.error_rate
         recorder.request(seconds, error=error, scores=() if error else (how.score + chance.uniform(-0.1, 0.1),))
+
+    def _compare(self, name: str, candidate: Version, chosen: Version, tolerance: float) -> None:
+        mine, users = (self._behaviour(version.name).score for version in (candidate, chosen))
+        self._recorders[name, candidate.name].compare(math.isclose(mine, users, rel_tol=tolerance, abs_tol=tolerance))
 
     def _behaviour(self, version: str) -> Behaviour:
         return self.behaviours.get(version, Behaviour())

@@ -16,6 +16,7 @@ Key = Optional[tuple[str, str]]
 log = logging.getLogger(__name__)
 
 _EVERY_S, _MOST = 0.5, 10_000
+EXAMPLES = 100  # of copies that were answered otherwise, for each split
 
 
 class PredictionLog:
@@ -30,6 +31,7 @@ class PredictionLog:
         self._lines: list[str] = []
         self._writer: Optional[asyncio.Task[None]] = None
         self._met: set[tuple[str, str]] = set()
+        self._examples = 0
         self.dropped = 0
 
     def is_new(self, sticky: Key) -> bool:
@@ -37,11 +39,35 @@ class PredictionLog:
         return sticky is not None and sticky not in self._met
 
     def begin_anew(self) -> None:
-        """Log every key again: the split is another one."""
+        """Log every key, and examples, again: the split is another one."""
         self._met.clear()
+        self._examples = 0
+
+    def add_example(
+        self, version: str, request: bytes, response: bytes, milliseconds: float, users: tuple[str, bytes]
+    ) -> None:
+        """Keep one request whose copy was answered otherwise, if there are not enough of them yet.
+
+        Parameters:
+            version: who got the copy.
+            request: body.
+            response: body of the copy's answer.
+            milliseconds: how long that took.
+            users: the version that answered the user, and that answer's body.
+        """
+        if self._examples < EXAMPLES:
+            self._examples += 1
+            self.add(version, "mirror", request, response, milliseconds, users=users)
 
     def add(
-        self, version: str, traffic: str, request: bytes, response: bytes, milliseconds: float, sticky: Key = None
+        self,
+        version: str,
+        traffic: str,
+        request: bytes,
+        response: bytes,
+        milliseconds: float,
+        sticky: Key = None,
+        users: Optional[tuple[str, bytes]] = None,
     ) -> None:
         """Keep one request and its answer.
 
@@ -52,6 +78,7 @@ class PredictionLog:
             response: body.
             milliseconds: how long it took.
             sticky: the key that the request carried, and the version that it has by it.
+            users: of a copy that was answered otherwise: the version that answered the user, and that answer's body.
         """
         if len(self._lines) >= _MOST:
             self.dropped += 1
@@ -68,6 +95,8 @@ class PredictionLog:
         }
         if sticky:
             line["key"], line["assigned"] = sticky
+        if users:
+            line["user"] = {"version": users[0], "response": json.loads(users[1])}
         self._lines.append(json.dumps(line))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())

@@ -25,6 +25,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from airflow_ml_provider.exceptions import MlError
 from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
 from airflow_ml_provider.serving import launch
+from airflow_ml_provider.serving.aio.predictions import EXAMPLES
 from airflow_ml_provider.serving.client import Client
 from airflow_ml_provider.serving.place import LocalServing
 from airflow_ml_provider.stages.deploy.experiment import assign
@@ -138,6 +139,33 @@ def test_a_candidate_with_other_scores_is_taken_away(place, models, tmp_path):
     assert seen.wanted.stable.model.digest == models["stable"].digest
     assert set(seen.states) == {seen.wanted.stable.name}
     assert not users.failures
+
+
+SHADOW = {
+    "strategy": "shadow", "bake_s": 1, "min_samples": 60, "max_wait_s": 60,
+    "checks": [{"kind": "error_rate"}, {"kind": "agreement", "min_share": 0.9, "tolerance": 0.2}],
+}  # fmt: skip
+
+
+def test_a_shadow_compares_each_answer_with_the_user_s(place, models, tmp_path):
+    with Users(place) as users:
+        value = run(rollout(tmp_path, models["good"], SHADOW), run_id="r")
+        with pytest.raises(AirflowFailException, match=r"agreement is 0\.\d+ \["):
+            run(rollout(tmp_path, models["bad"], SHADOW), run_id="s")
+    assert not users.failures
+    assert len(set(users.answers)) == 1
+    (step,) = json.loads(Path(value["rollout"]["uri"]).read_text())["steps"]
+    found = next(criterion for criterion in step["criteria"] if criterion["name"] == "agreement")
+    assert found["passed"]
+    assert found["observed"] >= 0.9
+    assert found["rows"] >= 60
+    launch.stop(tmp_path / "services", "late")  # then all is written
+    log = "".join(path.read_text() for path in (tmp_path / "services/late/predictions").glob("*")).splitlines()
+    examples = [line for line in map(json.loads, log) if line["version"] == version_of(models["bad"], Server()).name]
+    assert 0 < len(examples) <= EXAMPLES
+    for line in examples:
+        mine, users_own = (answer["outputs"][0]["data"][0] for answer in (line["response"], line["user"]["response"]))
+        assert abs(mine - users_own) > 0.2
 
 
 def test_a_candidate_that_cannot_be_loaded_never_gets_a_request(place, models, tmp_path):
