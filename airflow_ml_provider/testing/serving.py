@@ -13,7 +13,8 @@ import pytest
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Conflict, DataError, Unavailable
-from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, Version, VersionState
+from airflow_ml_provider.stages.deploy.experiment import assign
+from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, Sticky, Version, VersionState
 from airflow_ml_provider.stages.deploy.stats import Recorder
 
 
@@ -89,11 +90,13 @@ class MemoryServing:
         self._answer()
         self._services.pop(name, None)
 
-    def predict(self, name: str, rows: Mapping[str, Sequence[Any]], version: str = "") -> tuple[Mapping[str, Any], str]:
-        """Return a score for each row, as the version behaves."""
+    def predict(
+        self, name: str, rows: Mapping[str, Sequence[Any]], version: str = "", key: str = ""
+    ) -> tuple[Mapping[str, Any], str]:
+        """Return a score for each row, as the version behaves; a key keeps its version in an experiment."""
         self._answer()
         wanted, _ = self._services[name]
-        asked = version or self._chosen(wanted).name
+        asked = version or self._chosen(wanted, key).name
         if len({len(values) for values in rows.values()}) != 1:
             raise DataError("all columns need as many values")
         count = len(next(iter(rows.values())))
@@ -110,7 +113,10 @@ class MemoryServing:
                 self._ask(name, wanted.candidate)
                 self._compare(name, wanted.candidate, chosen, wanted.tolerance)
 
-    def _chosen(self, wanted: Service) -> Version:
+    def _chosen(self, wanted: Service, key: str = "") -> Version:
+        if wanted.sticky and key and wanted.candidate:
+            shares = {wanted.stable.name: 100 - wanted.percent, wanted.candidate.name: wanted.percent}
+            return wanted.versions[assign(key, wanted.sticky.salt, shares)]
         taken = wanted.candidate is not None and self._random.random() * 100 < wanted.percent
         return wanted.candidate if taken and wanted.candidate else wanted.stable
 
@@ -214,6 +220,35 @@ class ServingContract:
         place.put(Service("one", version("v2")), self.ready(place, "one").revision)
         assert set(self.ready(place, "one").states) == {"v2"}
         assert place.predict("one", rows)[1] == "v2"
+
+    def ask_as(self, place: Any, name: str, rows: Any, key: str) -> str:
+        """Return the version that answers a request with a key in the header `x-sticky-key`.
+
+        Parameters:
+            place: the place.
+            name: of the service.
+            rows: of the request.
+            key: what the header has.
+        """
+        raise NotImplementedError("override `ask_as`")
+
+    def test_a_key_keeps_its_version(self, place: Any, version: Any, rows: Any) -> None:
+        if type(self).ask_as is ServingContract.ask_as:
+            pytest.skip("requests with a key do not keep their version here")
+        sticky = Sticky("x-sticky-key", "spring:v2")
+        place.put(Service("one", version("v1")))
+        keys, before = [f"user {number}" for number in range(20)], set[str]()
+        for percent in (20, 50):
+            seen = self.ready(place, "one")
+            place.put(Service("one", version("v1"), version("v2"), percent=percent, sticky=sticky), seen.revision)
+            self.ready(place, "one")
+            shares = {"v1": 100.0 - percent, "v2": float(percent)}
+            for _ in range(2):
+                found = {key: self.ask_as(place, "one", rows, key) for key in keys}
+                assert found == {key: assign(key, sticky.salt, shares) for key in keys}
+            after = {key for key, by in found.items() if by == "v2"}
+            assert before < after  # who has come to the candidate stays
+            before = after
 
     def test_a_candidate_is_taken_away(self, place: Any, version: Any, rows: Any) -> None:
         place.put(Service("one", version("v1")))
