@@ -13,9 +13,11 @@ import pytest
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Conflict, DataError, Unavailable
+from airflow_ml_provider.serving.place import counted
+from airflow_ml_provider.serving.spec import Wanted
+from airflow_ml_provider.serving.stats import Traffic, VersionStats
 from airflow_ml_provider.stages.deploy.experiment import assign
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, Sticky, Version, VersionState
-from airflow_ml_provider.stages.deploy.stats import Recorder
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class MemoryServing:
         self.puts: list[Service] = []
         """All that services were told to be, the newest last."""
         self._services: dict[str, tuple[Service, int]] = {}
-        self._recorders: dict[tuple[str, str], Recorder] = {}
+        self._stats: dict[tuple[str, str], VersionStats] = {}
         self._random = random.Random(seed)  # noqa: S311 - requests of a test
 
     def look(self, name: str) -> Observed | None:
@@ -80,8 +82,8 @@ class MemoryServing:
         """Return what each version has counted."""
         self._answer()
         return {
-            version: {"memory": recorder.stats}
-            for (service, version), recorder in self._recorders.items()
+            version: {"memory": counted(codec.encode(stats))}
+            for (service, version), stats in self._stats.items()
             if service == name
         }
 
@@ -107,10 +109,10 @@ class MemoryServing:
         wanted, _ = self._services[name]
         for _ in range(requests):
             chosen = self._chosen(wanted)
-            self._ask(name, chosen)
+            self._ask(name, chosen, "live")
             copied = wanted.candidate != chosen and self._random.random() * 100 < wanted.mirror
             if copied and wanted.candidate:
-                self._ask(name, wanted.candidate)
+                self._ask(name, wanted.candidate, "mirror")
                 self._compare(name, wanted.candidate, chosen, wanted.tolerance)
 
     def _chosen(self, wanted: Service, key: str = "") -> Version:
@@ -120,16 +122,19 @@ class MemoryServing:
         taken = wanted.candidate is not None and self._random.random() * 100 < wanted.percent
         return wanted.candidate if taken and wanted.candidate else wanted.stable
 
-    def _ask(self, name: str, version: Version) -> None:
+    def _ask(self, name: str, version: Version, traffic: Traffic) -> None:
         how, chance = self._behaviour(version.name), self._random
-        recorder = self._recorders.setdefault((name, version.name), Recorder())
+        stats = self._stats.setdefault((name, version.name), VersionStats.empty(Wanted.score_edges))
         seconds = how.latency_s * (2 if chance.random() < 0.1 else 1) * chance.uniform(0.9, 1.1)
         error = chance.random() < how.error_rate
-        recorder.request(seconds, error=error, scores=() if error else (how.score + chance.uniform(-0.1, 0.1),))
+        scores = () if error else (how.score + chance.uniform(-0.1, 0.1),)
+        stats.of(traffic).answered(500 if error else 200, 1000 * seconds, scores)
 
     def _compare(self, name: str, candidate: Version, chosen: Version, tolerance: float) -> None:
         mine, users = (self._behaviour(version.name).score for version in (candidate, chosen))
-        self._recorders[name, candidate.name].compare(math.isclose(mine, users, rel_tol=tolerance, abs_tol=tolerance))
+        stats = self._stats[name, candidate.name]
+        stats.compared += 1
+        stats.agreed += math.isclose(mine, users, rel_tol=tolerance, abs_tol=tolerance)
 
     def _behaviour(self, version: str) -> Behaviour:
         return self.behaviours.get(version, Behaviour())

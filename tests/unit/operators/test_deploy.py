@@ -279,6 +279,23 @@ class TestRollout:
             run(task)
         assert place.look("flights").wanted == Service("flights", version(1))
 
+    @pytest.mark.parametrize(
+        ("score", "tolerance", "ends"), [(0.5, 0.01, "ok"), (0.6, 0.2, "ok"), (0.6, 0.01, "refused")]
+    )
+    def test_a_shadow_s_answers_are_the_users_answers(self, place, clock, tmp_path, score, tolerance, ends):
+        run(deploy(1))
+        place.behaviours["v2"] = Behaviour(score=score)
+        checks = [{"kind": "error_rate"}, {"kind": "agreement", "tolerance": tolerance}]
+        policy = {"strategy": "shadow", "bake_s": 1, "min_samples": 100, "max_wait_s": 60, "checks": checks}
+        operator, traffic = rollout(2, tmp_path, policy=policy, on_refusal="skip"), lambda: place.serve("flights", 300)
+        if ends == "ok":
+            assert run(operator, traffic, run_id="r2")["status"] == "ok"
+        else:
+            with pytest.raises(AirflowSkipException, match=r"agreement is 0 \["):
+                run(operator, traffic, run_id="r2")
+        assert {put.tolerance for put in place.puts if put.mirror} == {tolerance}
+        assert place.look("flights").wanted.stable == version(1)
+
     def test_an_execution_timeout_ends_what_would_be_held_for_ever(self, place, clock, tmp_path):
         run(deploy(1))
         limit = timedelta(seconds=30)
