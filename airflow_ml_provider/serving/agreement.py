@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,8 @@ from airflow_ml_provider.exceptions import DataError
 _REAL = ("FP", "BF")
 
 
-def agree(one: bytes, other: bytes, tolerance: float) -> bool:
-    """Return whether two answers of the Open Inference Protocol have the same outputs, by name.
+def agree(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> bool:
+    """Return whether two answers of the Open Inference Protocol (as its JSON has them) have the same outputs, by name.
 
     Labels, texts, integers and truth values must be equal, real numbers a and b within the tolerance t:
     |a - b| <= t · max(1, |a|, |b|). What is missing (null) only agrees with what is missing.
@@ -22,7 +21,7 @@ def agree(one: bytes, other: bytes, tolerance: float) -> bool:
     Raises:
         DataError: one of them is not of the protocol.
 
-    >>> half, more = (b'{"outputs": [{"name": "y", "datatype": "FP32", "data": [%s]}]}' % y for y in (b"0.5", b"0.505"))
+    >>> half, more = ({"outputs": [{"name": "y", "datatype": "FP32", "data": [y]}]} for y in (0.5, 0.505))
     >>> agree(half, more, 0.01)
     True
     """
@@ -30,12 +29,12 @@ def agree(one: bytes, other: bytes, tolerance: float) -> bool:
     return mine.keys() == yours.keys() and all(_same(mine[name], yours[name], tolerance) for name in mine)
 
 
-def _outputs(answer: bytes) -> dict[str, tuple[bool, list[Any]]]:
+def _outputs(answer: Mapping[str, Any]) -> dict[str, tuple[bool, list[Any]]]:
     """Return by name whether an output has real numbers, and its values in row-major order."""
     try:
-        outputs = json.loads(answer)["outputs"]
+        outputs = answer["outputs"]
         return {o["name"]: (str(o["datatype"]).startswith(_REAL), list(_flat(o["data"]))) for o in outputs}
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"an answer is not of the protocol: {type(error).__name__}: {error}") from error
 
 

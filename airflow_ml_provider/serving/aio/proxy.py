@@ -242,7 +242,7 @@ class Proxy:
         agreed = copy.status == 200
         if agreed:  # in a thread: a large answer would hold up all users
             both = users.body, copy.body, self.routes.wanted.tolerance
-            agreed = await asyncio.get_running_loop().run_in_executor(None, agree, *both)
+            agreed = await asyncio.get_running_loop().run_in_executor(None, _agree, *both)
         stats = self.routes.stats.get(version)
         if stats is None:  # no longer wanted
             return
@@ -250,6 +250,10 @@ class Proxy:
         stats.agreed += agreed
         if not agreed:
             self._predictions.add_example(version, body, copy.body, copy.milliseconds, (answered, users.body))
+
+
+def _agree(users: bytes, copy: bytes, tolerance: float) -> bool:
+    return agree(oip.parse(users), oip.parse(copy), tolerance)
 
 
 def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
