@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -62,8 +63,12 @@ class KServeServing(ClusterPlace):
             kept = self._record(name)
             if kept is None or _orphaned(kept, found):
                 return None
-            asked = recorded(kept["data"])
-            return observed(asked, kept["metadata"]["resourceVersion"], self._seen(name, found), self.abilities)
+            asked, revision = recorded(kept["data"]), kept["metadata"]["resourceVersion"]
+            seen = self._seen(name, found)
+            state = observed(asked, revision, seen, self.abilities)
+            if found is None or all(one.phase == "ready" for one in state.states.values()):
+                return state
+            return observed(asked, revision, self._why(name, seen), self.abilities)
 
     def put(self, wanted: Service, revision: str | None = None) -> str:
         """Make a service what it shall be, without waiting; return the new revision. The same again changes nothing.
@@ -108,7 +113,7 @@ class KServeServing(ClusterPlace):
             revisions = self._revisions(name) if found and self.abilities.shape == "serverless" else None
         served = parts(found, revisions) if found else []
         asked = prometheus.query(self.metrics, name, self.namespace, served)
-        series = PrometheusHook(self.prometheus_conn_id, timeout_s=self.timeout_s).query(asked) if asked else []
+        series = self._prometheus.query(asked) if asked else []
         return prometheus.readings(series, self.metrics, served)
 
     def remove(self, name: str) -> None:
@@ -177,6 +182,10 @@ class KServeServing(ClusterPlace):
         with self._explained():
             tried = self._custom("create", body=probe, dry_run="All")
         return abilities(config, "canary" in tried["spec"], self.mode)
+
+    @cached_property
+    def _prometheus(self) -> PrometheusHook:
+        return PrometheusHook(self.prometheus_conn_id, timeout_s=self.timeout_s)
 
     def _found(self, name: str, going: bool = False) -> dict[str, Any] | None:
         """Return the InferenceService, unless there is none or, by default, it is being deleted."""
@@ -250,16 +259,21 @@ class KServeServing(ClusterPlace):
         return manifest(wanted, self.abilities, found, revisions)
 
     def _seen(self, name: str, found: Mapping[str, Any] | None) -> Seen:
-        """Return what there is of a service."""
+        """Return what there is of a service, without its pods and warnings, which only say why it is not ready."""
         if found is None:
             return Seen()
-        selector = {"label_selector": f"{_SELECTOR}={name}", **self._limit}
         if self.abilities.shape == "serverless":
-            parts = self._revisions(name)
-        else:
-            parts = self._json(self._apps.list_namespaced_deployment(self.namespace, **selector))["items"]
-        pods = self._json(self._core.list_namespaced_pod(self.namespace, **selector))["items"]
-        return Seen(found, parts, pods, self._warned("InferenceService", name))
+            return Seen(found, self._revisions(name))
+        made = self._apps.list_namespaced_deployment(self.namespace, **self._selected(name))
+        return Seen(found, self._json(made)["items"])
+
+    def _why(self, name: str, seen: Seen) -> Seen:
+        """Return what there is of a service, with its pods and warnings."""
+        pods = self._json(self._core.list_namespaced_pod(self.namespace, **self._selected(name)))["items"]
+        return replace(seen, pods=pods, warning=self._warned("InferenceService", name))
+
+    def _selected(self, name: str) -> dict[str, Any]:
+        return {"label_selector": f"{_SELECTOR}={name}", **self._limit}
 
     def _warned(self, kind: str, name: str) -> str:
         """Return the last warning of KServe; it says there what it does not say in the status."""

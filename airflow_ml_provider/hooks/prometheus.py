@@ -6,10 +6,11 @@ import json
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
 from airflow.sdk import BaseHook
 
@@ -49,12 +50,10 @@ class PrometheusHook(BaseHook):
             SpecError: there is no such connection, it may not ask, or Prometheus does not take the query.
             Unavailable: Prometheus does not answer, or not now.
         """
-        conn = self._connection()
-        base = address(conn)
+        base, headers, opener = self._way
         # By POST, since a query may be longer than an address.
         data = urlencode({"query": promql, "timeout": f"{self.timeout_s:g}s"}).encode()
-        request = Request(f"{base}/api/v1/query", data, _headers(conn))  # noqa: S310
-        opener = build_opener(HTTPSHandler(context=_tls(conn.extra_dejson.get("verify", True))), _NoRedirect)
+        request = Request(f"{base}/api/v1/query", data, headers)  # noqa: S310
         try:
             with opener.open(request, timeout=self.timeout_s) as answer:
                 body = answer.read()
@@ -70,6 +69,13 @@ class PrometheusHook(BaseHook):
         except OSError as error:
             raise Unavailable(f"Prometheus at {base} does not answer: {error}") from error
         return self._series(body, base)
+
+    @cached_property
+    def _way(self) -> tuple[str, dict[str, str], OpenerDirector]:
+        """The address, what is sent along, and what opens it; reading the authorities to trust takes its time."""
+        conn = self._connection()
+        opener = build_opener(HTTPSHandler(context=_tls(conn.extra_dejson.get("verify", True))), _NoRedirect)
+        return address(conn), _headers(conn), opener
 
     def _series(self, body: bytes, base: str) -> list[dict[str, Any]]:
         try:

@@ -153,23 +153,24 @@ class ServingOperator(StageOperator):
 
         assert self.info is not None
         observed = self.serving.look(self.service)
-        if (
-            observed is None
-            or is_of(observed.wanted, self.info)
-            or not (done := settle(self.serving, observed, context))
-        ):
+        if observed is None or is_of(observed.wanted, self.info):
             return observed
-        self.log.warning("%s", done)
-        return self.serving.look(self.service)
+        if done := settle(self.serving, observed, context):
+            self.log.warning("%s", done)
+            return self.serving.look(self.service)
+        return observed
 
-    def _check_free(self, observed: Observed) -> None:
-        """Refuse to change a service that another task is changing."""
+    def _check_free(self, observed: Observed, interrupt: bool = False) -> None:
+        """Refuse to change a service that another task is changing, unless that is to be interrupted."""
         from airflow_ml_provider.stages.deploy.logic import is_of, is_over
 
         assert self.info is not None
-        if not is_over(observed.wanted) and not is_of(observed.wanted, self.info):
-            whose = _owner(observed.wanted)
+        if is_over(observed.wanted) or is_of(observed.wanted, self.info):
+            return
+        whose = _owner(observed.wanted)
+        if not interrupt:
             raise Refused(f"service {self.service!r} is being changed by {whose}; wait until that has ended")
+        self.log.warning("service %s is taken from the rollout of %s, which ends", self.service, whose)
 
 
 class GatedServingOperator(ServingOperator):

@@ -38,8 +38,9 @@ class DeployOperator(GatedServingOperator):
         server: what serves it: a `Server(…)`, or its attributes as a mapping; none takes the defaults.
         rows: rows of the request that must be answered, column to values; none makes one row of zeros and empty texts
             by the model's manifest, where the worker can read it, and asks nothing where it cannot.
-        existing: what becomes of a service that is there already: `replace` its version, or `keep` it as it is, which
-            a rollout needs to begin with.
+        existing: what becomes of a service that is there already: `replace` its version, unless another task is rolling
+            it out; `interrupt` that rollout, too, as who rolls back in a hurry wants it; or `keep` it as it is, which a
+            rollout needs to begin with.
         wait_s: the version must be ready within so many seconds.
     """
 
@@ -83,7 +84,7 @@ class DeployOperator(GatedServingOperator):
             said = f"service {self.service!r} is there already"
             return DeployResult(reason=said, inputs=(model,), outputs=(model,), model=model)
         if observed is not None:
-            self._check_free(observed)
+            self._check_free(observed, interrupt=self.existing == "interrupt")
             wanted, revision = observed.wanted, observed.revision
             before = wanted.stable if is_over(wanted) else stable_of(wanted)
         if observed is None or observed.wanted.stable != version or not is_over(observed.wanted):
@@ -351,5 +352,5 @@ def _check_outcome(value: str) -> None:
 
 
 def _check_existing(value: str) -> None:
-    if value not in ("replace", "keep"):
-        raise invalid("existing", value, "replace or keep")
+    if value not in ("replace", "interrupt", "keep"):
+        raise invalid("existing", value, "replace, interrupt or keep")

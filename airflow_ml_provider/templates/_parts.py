@@ -12,7 +12,7 @@ from airflow_ml_provider import codec
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
-    from airflow_ml_provider.templates.config import PipelineConfig, Schedule
+    from airflow_ml_provider.templates.config import PipelineConfig, Schedule, Serving
 
 
 def retrain_asset(config: PipelineConfig) -> Asset:
@@ -78,6 +78,18 @@ def stage_arguments(config: PipelineConfig, stage: str) -> dict[str, Any]:
         "runtime": codec.encode(config.operations.runtime_of(stage)) or None,
         "grain": config.grain,
         "mlflow_conn_id": config.operations.mlflow_conn_id,
+    }
+
+
+def serving_arguments(config: PipelineConfig, serving: Serving, service: str) -> dict[str, Any]:
+    """Return the arguments that every operator on a service of the pipeline takes."""
+    return {
+        "service": service,
+        "place": serving.place,
+        "server": serving.server,
+        "gate": serving.gate,
+        "mlflow_conn_id": config.operations.mlflow_conn_id,
+        "grain": config.grain,
     }
 
 

@@ -14,6 +14,7 @@ from airflow_ml_provider.runtime import Pod
 from airflow_ml_provider.stages.evaluate.spec import OperatingPoint
 from airflow_ml_provider.stages.features.spec import Source, Spine, Split
 from airflow_ml_provider.stages.ingest.spec import Column
+from airflow_ml_provider.stages.load_test.spec import LoadProfile, check_budget
 from airflow_ml_provider.stages.monitor.spec import DriftPolicy
 from airflow_ml_provider.stages.optimise.spec import DEFAULT_RECIPES, OptimisePolicy, recipe
 from airflow_ml_provider.stages.train.spec import Engine, Launch
@@ -154,6 +155,24 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
+class LoadTesting:
+    """How fast each registered winner must answer before the gate decides, by a server of its own.
+
+    Attributes:
+        profile: when requests are sent.
+        rows: rows per request.
+        budget: part of a latency to the most milliseconds that 99 % of the requests may spend in it.
+    """
+
+    profile: LoadProfile
+    rows: int = 1
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+
+
+@dataclass(frozen=True)
 class Training:
     """From labelled rows to the champion.
 
@@ -172,6 +191,7 @@ class Training:
         min_slice_rows: smaller slices are listed, not judged.
         operating_point: where precision and recall are measured.
         optimise: try to make each winner smaller or faster; none registers it as it was trained.
+        load_test: send requests to each winner before the gate judges it, by the `load` of its policy; none sends none.
         gate: policy file, relative to the configuration.
         promote_backfills: whether backfilled and cleared runs may promote newer models (`newer`) or not (`never`).
         on_refusal: a refused gate skips the promotion (`skip`) or also fails the run (`fail`).
@@ -195,6 +215,7 @@ class Training:
     min_slice_rows: int = 100
     operating_point: OperatingPoint = field(default_factory=OperatingPoint)
     optimise: Optimisation | None = None
+    load_test: LoadTesting | None = None
     promote_backfills: Literal["never", "newer"] = "never"
     on_refusal: Literal["skip", "fail"] = "skip"
     experiment: str | None = None

@@ -8,7 +8,7 @@ from airflow.sdk import DAG
 
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator, RolloutOutcomeOperator
-from airflow_ml_provider.templates._parts import asset, champion_asset, dag_arguments
+from airflow_ml_provider.templates._parts import asset, champion_asset, dag_arguments, serving_arguments
 
 if TYPE_CHECKING:
     from airflow_ml_provider.templates.config import PipelineConfig, Serving
@@ -64,14 +64,7 @@ def service_name(model: str) -> str:
 def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -> None:
     from airflow_ml_provider.sensors.alias import ModelAliasSensor
 
-    common: dict[str, Any] = {
-        "service": service,
-        "place": serving.place,
-        "server": serving.server,
-        "gate": serving.gate,
-        "mlflow_conn_id": config.operations.mlflow_conn_id,
-        "grain": config.grain,
-    }
+    common = serving_arguments(config, serving, service)
     champion = ModelAliasSensor(
         task_id="champion", name=model, mlflow_conn_id=config.operations.mlflow_conn_id, deferrable=True
     )

@@ -27,7 +27,7 @@ from airflow_ml_provider.templates._parts import (
 )
 
 if TYPE_CHECKING:
-    from airflow_ml_provider.templates.config import Optimisation, PipelineConfig
+    from airflow_ml_provider.templates.config import LoadTesting, Optimisation, PipelineConfig
 
 _DOC = """\
 ### {name}: from labelled rows to the champion
@@ -179,7 +179,7 @@ def _candidates(config: PipelineConfig) -> list[dict[str, Any]]:
 
 
 def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> None:
-    """Add optimisation if asked for, registration, gate and promotion of each winner."""
+    """Add registration, gate and promotion of each winner, with optimisation and a load test if asked for."""
     from airflow.sdk import task_group
 
     training = config.training
@@ -191,11 +191,13 @@ def _decide(config: PipelineConfig, rows: TrainingSetOperator, best: Any) -> Non
         register = RegisterOperator(
             task_id="register", model=winner, evaluation=winner, **stage_arguments(config, "register")
         )
+        tested = _tested(config, training.load_test, register) if training.load_test else None
         gate = GateOperator(
             task_id="gate",
             model=result(register, "model"),
             evaluation=winner,
             parity=result(register, "parity"),
+            load_test=tested,
             policy=config.path(training.gate),
             output=config.place("evidence"),
             test=result(rows, "test"),
@@ -235,3 +237,17 @@ def _smaller(config: PipelineConfig, how: Optimisation, rows: TrainingSetOperato
         task_id="evaluate_optimised", model=result(optimise, "model"), **_evaluation(config, rows)
     )
     return measured.output
+
+
+def _tested(config: PipelineConfig, how: LoadTesting, register: RegisterOperator) -> Any:
+    """Add a load test of what was registered; return its result."""
+    from airflow_ml_provider.operators.load_test import LoadTestOperator  # only pipelines that test load pay for it
+
+    return LoadTestOperator(
+        task_id="load_test",
+        model=result(register, "model"),
+        output=config.place("load_tests"),
+        on_refusal=config.training.on_refusal,
+        **codec.encode(how),
+        **stage_arguments(config, "load_test"),
+    ).output

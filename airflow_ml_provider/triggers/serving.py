@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import TriggerEvent
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import MlError
 from airflow_ml_provider.triggers._kill import KillableTrigger
+
+if TYPE_CHECKING:
+    from airflow_ml_provider.stages.deploy.service import Serving
 
 _PATIENCE_S = 600.0  # for a place that is away
 _SAY_EVERY_S = 60.0  # how a step is going
@@ -48,6 +51,7 @@ class ServingTrigger(KillableTrigger):
         self.state = state
         self._said: tuple[str, int] | None = None
         self._say_at = 0.0
+        self._place: Serving | None = None  # kept from look to look: opening it asks for connections
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer needs to make this trigger again."""
@@ -72,6 +76,7 @@ class ServingTrigger(KillableTrigger):
                     return status, ""
                 answered = time.monotonic()
             except MlError as error:
+                self._place = None  # a token may have run out
                 if error.verdict == "terminal":
                     return "refused", str(error)
                 if time.monotonic() - answered > _PATIENCE_S:
@@ -87,7 +92,7 @@ class ServingTrigger(KillableTrigger):
         from airflow_ml_provider.stages.deploy.moves import look
         from airflow_ml_provider.stages.deploy.place import resolve
 
-        place = serving(resolve(self.place))
+        place = self._place = self._place or serving(resolve(self.place))
         if self.state is None:
             observed = place.look(self.service)
             waits = observed is not None and observed.states[observed.wanted.stable.name].phase == "waits"

@@ -38,7 +38,7 @@ NEEDS = {
 def test_all_benchmarks_are_here() -> None:
     elsewhere = {"pods"}  # where the cluster is: integration/pods/test_pods.py
     # They take minutes; system/test_pods.py and integration/{serving,deploy} have what they are about.
-    by_hand = {"canary", "deferred"}
+    by_hand = {"canary", "deferred", "rollouts"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(SMALL) | elsewhere | by_hand
 
 

@@ -189,7 +189,9 @@ def test_rollback_is_one_task_and_one_run(flights):
     before = [v["version"] for v in _versions(flights, name)]
     run = flights.run(flights.ROLLBACK, {"model": name, "reason": "complaints from the airport"})
     assert run["state"] == "success", flights.why(flights.ROLLBACK, run)
+    assert flights.states(flights.ROLLBACK, run) == {"rollback": {"success"}, "serve": {"success"}}
     assert _champion(flights, name) != holder
+    assert "flight-delay-ewr" in flights.stack.served()
     assert [v["version"] for v in _versions(flights, name)] == before
 
 

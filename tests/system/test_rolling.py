@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 
@@ -16,6 +17,7 @@ from airflow_ml_provider.exceptions import MlError
 from airflow_ml_provider.serving import launch
 from airflow_ml_provider.serving.place import LocalServing
 from airflow_ml_provider.stages.deploy.place import Local
+from cluster import wait
 
 DAG = "rolling"
 QUICK = {
@@ -160,6 +162,26 @@ def test_a_rollout_survives_the_death_of_its_worker_and_triggerer_in_every_phase
     (event,) = events(rolling, "rolling.rolled_out", run_id)
     assert event["extra"]["digests"]["late"] == models[2]["digest"]
     assert not events(rolling, "rolling.rolled_back", run_id)
+
+
+def test_a_second_rollout_is_refused_and_marking_the_first_failed_gives_its_traffic_back(rolling, models):
+    api, look = rolling.flights.api, lambda: rolling.place.look(rolling.name).wanted
+    with Users(rolling.place, rolling.name) as users:
+        first = rolling.begin(2, bake_s=300)
+        wait(lambda: look().percent == 30 and state(rolling, first) == "deferred", 60)
+        second = rolling.ended(rolling.begin(3))
+        assert second["state"] == "failed"
+        said = "\n".join(api.log(DAG, second["dag_run_id"], "rollout"))
+        assert f"is being changed by {DAG}.rollout of {first}; wait until that has ended" in said
+        assert look().candidate.model.digest == models[2]["digest"]
+        path = f"dags/{DAG}/dagRuns/{quote(first)}/taskInstances/rollout"
+        api.call("PATCH", path, {"new_state": "failed"}, map_index=-1)
+        wait(lambda: look().candidate is None, 60)
+        time.sleep(0.5)
+    assert look().stable.model.digest == models[1]["digest"]
+    assert rolling.ended(first)["state"] == "failed"
+    assert not users.failures
+    assert set(users.answers[-10:]) == {"v1"}
 
 
 def test_what_is_rolled_back_tells_so_although_its_task_fails(rolling, models):

@@ -27,6 +27,11 @@ def test_months_of_rain_are_ingested_learnt_and_predicted(flights):
     gate = flights.api.xcom(TRAINING, training["dag_run_id"], "decide.gate", map_index=0)
     assert gate["passed"]
     assert gate["model"]["name"] == "seattle_rain"
+    optimised = flights.api.xcom(TRAINING, training["dag_run_id"], "decide.optimise", map_index=0)
+    assert optimised["report"]
+    loaded = flights.api.xcom(TRAINING, training["dag_run_id"], "decide.load_test", map_index=0)
+    assert loaded["metrics"]["error_rate"] == 0
+    assert loaded["trusted"]
 
     scored = flights.backfill(SCORING, "2014-07-01", "2014-08-01", 2)
     for run in scored:

@@ -134,11 +134,7 @@ class LoadTestSpec(Spec):
             raise invalid("scaled_to_zero", True, "False without a url", "the test starts a server by itself then")
         if not 0 < self.confidence < 1:
             raise invalid("confidence", self.confidence, "in (0, 1)", "give a fraction, not percent")
-        for part, limit in self.budget.items():
-            if part not in PARTS:
-                raise unknown_name("part of the budget", part, PARTS)
-            if limit <= 0:
-                raise invalid(f"budget.{part}", limit, "greater than 0 (milliseconds)")
+        check_budget(self.budget)
         if self.profile.arrivals == "recorded" and not self.requests:
             raise SpecError("arrivals 'recorded' need requests: a prediction log, or JSON lines with a time")
 
@@ -149,3 +145,16 @@ class LoadTestSpec(Spec):
         if not self.url:
             needs.update({"prometheus_client": "prometheus-client", "onnxruntime": "onnxruntime", "numpy": "numpy"})
         return needs
+
+
+def check_budget(budget: Mapping[str, float]) -> None:
+    """Refuse a budget of parts that a latency does not have, or of no time.
+
+    Raises:
+        SpecError: it is one.
+    """
+    for part, limit in budget.items():
+        if part not in PARTS:
+            raise unknown_name("part of the budget", part, PARTS)
+        if limit <= 0:
+            raise invalid(f"budget.{part}", limit, "greater than 0 (milliseconds)")

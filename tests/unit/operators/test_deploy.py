@@ -133,7 +133,7 @@ class TestDeploy:
         value = run(deploy(2, existing="keep"), run_id="another")
         assert place.look("flights").wanted == Service("flights", version(1))
         assert value["outputs"][0]["digest"] == model(1).digest
-        with pytest.raises(SpecError, match="existing must be replace or keep"):
+        with pytest.raises(SpecError, match="existing must be replace, interrupt or keep"):
             deploy(2, existing="both")
 
     def test_it_waits_for_what_is_not_ready(self, place):
@@ -249,6 +249,21 @@ class TestRollout:
         states["first"]["rollout"] = "failed"
         run(rollout(3, tmp_path), lambda: place.serve("flights", 3000), run_id="second")
         assert place.look("flights").wanted.stable == version(3)
+
+    def test_who_rolls_back_in_a_hurry_interrupts_it(self, place, clock, tmp_path, monkeypatch):
+        run(deploy(1))
+        operator = rollout(2, tmp_path)
+        deferred = deferred_of(operator, run_id="first")
+        states = {"first": {"rollout": "deferred"}}
+        monkeypatch.setattr(
+            "airflow_ml_provider.testing.context.FakeTaskInstance.get_task_states", lambda self, **_: states
+        )
+        run(deploy(1, existing="interrupt"), run_id="second")
+        seen = place.look("flights").wanted
+        assert (seen.stable, seen.candidate, seen.rollout) == (version(1), None, {})
+        with pytest.raises(AirflowFailException, match="changed by somebody else during its rollout"):
+            operator.go_further(context(run_id="first"), event_of(deferred))
+        assert place.look("flights").wanted == seen
 
     def test_somebody_else_s_change_ends_it_without_being_undone(self, place, clock, tmp_path):
         run(deploy(1))

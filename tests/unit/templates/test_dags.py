@@ -12,6 +12,7 @@ from airflow.sdk import AssetOrTimeSchedule
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.runtime import InProcess, Pod
+from airflow_ml_provider.stages.load_test.spec import LoadProfile
 from airflow_ml_provider.stages.optimise.spec import OptimisePolicy
 from airflow_ml_provider.templates import (
     load_config,
@@ -21,7 +22,7 @@ from airflow_ml_provider.templates import (
     scoring_dag,
     training_dag,
 )
-from airflow_ml_provider.templates.config import Optimisation, Serving
+from airflow_ml_provider.templates.config import LoadTesting, Optimisation, Serving
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -88,6 +89,19 @@ def test_winners_can_be_made_smaller_before_they_are_registered(config):
     assert "decide.optimise" not in training_dag(config).task_ids
 
 
+def test_winners_can_be_asked_by_many_before_the_gate_decides(config):
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    asked = LoadTesting(LoadProfile(rate=50), budget={"model": 20})
+    dag = training_dag(replace(config, training=replace(config.training, load_test=asked)), "loaded")
+    assert {("decide.register", "decide.load_test"), ("decide.load_test", "decide.gate")} <= edges(dag)
+    load_test = dag.get_task("decide.load_test")
+    assert (load_test.profile["rate"], load_test.budget) == (50, {"model": 20})
+    assert load_test.on_refusal == config.training.on_refusal
+    DagSerialization.to_dict(dag)
+    assert "decide.load_test" not in training_dag(config).task_ids
+
+
 def test_training_starts_by_time_and_by_assets(config):
     timetable = training_dag(config).timetable
     assert isinstance(timetable, AssetOrTimeSchedule)
@@ -115,10 +129,19 @@ def test_parameters_are_typed_and_described(config):
 
 
 def test_rollback_is_one_task_for_runs_by_hand(config):
-    dag = rollback_dag(config)
+    dag = rollback_dag(replace(config, serving=None))
     assert dag.task_ids == ["rollback"]
     assert dag.params.get_param("model").schema["enum"] == list(config.models)
     assert type(dag.timetable).__name__ == "NullTimetable"
+
+
+def test_a_rollback_takes_the_service_with_it(config):
+    dag = rollback_dag(config)
+    assert edges(dag) == {("rollback", "serve")}
+    serve = dag.get_task("serve")
+    assert (serve.existing, serve.gate) == ("interrupt", "required")
+    context = {"params": {"model": "flight_delay_EWR"}}
+    assert serve.render_template(serve.service, context) == "flight-delay-ewr"
 
 
 def test_one_model_without_segments(config):
