@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from airflow_ml_provider.refs import ModelRef, ReportRef
     from airflow_ml_provider.stages.deploy.place import Place
-    from airflow_ml_provider.stages.deploy.service import Observed, Serving
+    from airflow_ml_provider.stages.deploy.service import Observed, Service, Serving
 
 
 class ServingOperator(StageOperator):
@@ -147,28 +147,30 @@ class ServingOperator(StageOperator):
             self._deadline = time.time() + min(limit for limit in limits if limit)
         return self._deadline
 
-    def _check_free(self, context: Context, observed: Observed, interrupt: bool = False) -> None:
-        """Refuse to change a service that another task is changing, unless that is to be interrupted.
+    def _look(self, context: Context) -> Observed | None:
+        """Return the service as it is, or none; the rollout of another task that has ended is settled before."""
+        from airflow_ml_provider.stages.deploy.logic import is_of
 
-        What a task that has ended left is taken over.
-        """
+        assert self.info is not None
+        observed = self.serving.look(self.service)
+        if observed is None or is_of(observed.wanted, self.info):
+            return observed
+        if done := settle(self.serving, observed, context):
+            self.log.warning("%s", done)
+            return self.serving.look(self.service)
+        return observed
+
+    def _check_free(self, observed: Observed, interrupt: bool = False) -> None:
+        """Refuse to change a service that another task is changing, unless that is to be interrupted."""
         from airflow_ml_provider.stages.deploy.logic import is_of, is_over
-        from airflow_ml_provider.triggers.previous import has_ended
 
-        rollout = observed.wanted.rollout
         assert self.info is not None
         if is_over(observed.wanted) or is_of(observed.wanted, self.info):
             return
-        whose = f"{rollout['dag_id']}.{rollout['task_id']} of {rollout['run_id']}"
-        states = context["ti"].get_task_states(
-            dag_id=rollout["dag_id"], task_ids=[rollout["task_id"]], run_ids=[rollout["run_id"]]
-        )
-        if has_ended(states, rollout["run_id"]):
-            self.log.warning("service %s was left in the rollout of %s, which has ended", self.service, whose)
-        elif interrupt:
-            self.log.warning("service %s is taken from the rollout of %s, which ends", self.service, whose)
-        else:
+        whose = _owner(observed.wanted)
+        if not interrupt:
             raise Refused(f"service {self.service!r} is being changed by {whose}; wait until that has ended")
+        self.log.warning("service %s is taken from the rollout of %s, which ends", self.service, whose)
 
 
 class GatedServingOperator(ServingOperator):
@@ -202,6 +204,38 @@ class GatedServingOperator(ServingOperator):
         if not (objection := admission.objection(self.gate, model, env)):
             return None
         return Result(status="refused", reason=f"not deployed to {self.service!r}: {objection}", inputs=(model,))
+
+
+def settle(serving: Serving, observed: Observed, context: Context) -> str:
+    """Give the traffic back that a task has left on its way, since it was killed and has no further try.
+
+    A first version has nothing to give it back to, and stays.
+
+    Returns:
+        What was done, for people; empty when the service is in no rollout, or its task has not ended.
+    """
+    from airflow_ml_provider.stages.deploy.logic import is_over, stable_of
+    from airflow_ml_provider.stages.deploy.moves import hand_back
+    from airflow_ml_provider.stages.deploy.service import Service
+    from airflow_ml_provider.triggers.previous import has_ended
+
+    wanted, owner = observed.wanted, observed.wanted.rollout
+    if is_over(wanted):
+        return ""
+    states = context["ti"].get_task_states(
+        dag_id=owner["dag_id"], task_ids=[owner["task_id"]], run_ids=[owner["run_id"]]
+    )
+    if not has_ended(states, owner["run_id"]):
+        return ""
+    left = f"service {wanted.name!r} was left in the rollout of {_owner(wanted)}, which has ended"
+    if stable_of(wanted) is not None:
+        return f"{left}: {hand_back(serving, wanted.name, owner['identity'])}"
+    serving.put(Service(wanted.name, wanted.stable), observed.revision)
+    return f"{left}: its first version stays"
+
+
+def _owner(service: Service) -> str:
+    return "{dag_id}.{task_id} of {run_id}".format(**service.rollout)
 
 
 def seconds(value: Any, what: str) -> float:

@@ -10,13 +10,15 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Refused, SpecError, StageCrashed, invalid
 from airflow_ml_provider.operators._base import StageOperator
 from airflow_ml_provider.operators._context import resolve_interval, run_info
-from airflow_ml_provider.operators._serving import GatedServingOperator, ServingOperator, seconds
+from airflow_ml_provider.operators._serving import GatedServingOperator, ServingOperator, seconds, settle
 from airflow_ml_provider.refs import ModelRef, ReportRef, as_ref
 from airflow_ml_provider.stages import Result
+from airflow_ml_provider.stages.deploy import place as places
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_ml_provider.stages.deploy.place import Place
     from airflow_ml_provider.stages.deploy.service import Observed, Server, Version
     from airflow_ml_provider.stages.deploy.state import RolloutState, Seen
     from airflow_ml_provider.stages.deploy.strategies import Policy
@@ -75,14 +77,14 @@ class DeployOperator(GatedServingOperator):
 
         assert self.info is not None
         _check_existing(self.existing)
-        version, observed = self._version(), self.serving.look(self.service)
+        version, observed = self._version(), self._look(context)
         before, revision = None, None
         if observed is not None and self.existing == "keep" and not is_of(observed.wanted, self.info):
             model = observed.wanted.stable.model
             said = f"service {self.service!r} is there already"
             return DeployResult(reason=said, inputs=(model,), outputs=(model,), model=model)
         if observed is not None:
-            self._check_free(context, observed, interrupt=self.existing == "interrupt")
+            self._check_free(observed, interrupt=self.existing == "interrupt")
             wanted, revision = observed.wanted, observed.revision
             before = wanted.stable if is_over(wanted) else stable_of(wanted)
         if observed is None or observed.wanted.stable != version or not is_over(observed.wanted):
@@ -166,10 +168,10 @@ class RolloutOperator(GatedServingOperator):
         from airflow_ml_provider.stages.deploy.spec import RolloutResult
 
         assert self.info is not None
-        observed = self.serving.look(self.service)
+        observed = self._look(context)
         if observed is None:
             raise SpecError(f"service {self.service!r} does not exist: deploy its first version with DeployOperator")
-        self._check_free(context, observed)
+        self._check_free(observed)
         wanted = observed.wanted
         if wanted.rollout.get("identity") == self.info.identity and "state" in wanted.rollout:
             self.log.info("going on with the rollout that an earlier try began")
@@ -187,7 +189,7 @@ class RolloutOperator(GatedServingOperator):
     def _start(self, observed: Observed, stable: Version, candidate: Version) -> None:
         """Deploy the candidate beside the stable version, without any traffic."""
         from airflow_ml_provider.stages.deploy import rollout
-        from airflow_ml_provider.stages.deploy.logic import rollout_of, sticky_of
+        from airflow_ml_provider.stages.deploy.logic import rollout_of, sticky_of, tolerance_of
         from airflow_ml_provider.stages.deploy.service import Service
         from airflow_ml_provider.stages.deploy.state import Seen
 
@@ -197,13 +199,15 @@ class RolloutOperator(GatedServingOperator):
         state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
         record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))
         self.log.info("service %s: from version %s to %s", self.service, stable.name, candidate.name)
-        wanted = Service(self.service, stable, candidate, rollout=record, sticky=sticky_of(policy, candidate))
+        wanted = Service(
+            self.service, stable, candidate, rollout=record, sticky=sticky_of(policy, candidate),
+            tolerance=tolerance_of(policy),
+        )  # fmt: skip
         self.serving.put(wanted, observed.revision)
 
     def _policy(self, seen: Seen) -> Policy:
         """Return the policy, if it can be fulfilled; how long an experiment takes is logged."""
         from airflow_ml_provider.stages.deploy import experiment, strategies
-        from airflow_ml_provider.stages.deploy import place as places
         from airflow_ml_provider.stages.deploy.logic import completed
 
         # As those who go on will read it, so that its digest is theirs.
@@ -265,10 +269,10 @@ class UndeployOperator(ServingOperator):
     ui_color = "#f2dede"
 
     def begin(self, context: Context) -> Result:
-        observed = self.serving.look(self.service)
+        observed = self._look(context)
         if observed is None:
             return Result(status="skipped", reason=f"service {self.service!r} does not exist")
-        self._check_free(context, observed)
+        self._check_free(observed)
         self.serving.remove(self.service)
         return Result(inputs=(observed.wanted.stable.model,))
 
@@ -280,38 +284,66 @@ class RolloutOutcomeOperator(StageOperator):
     stands behind it, so that others can be started by what has become of a candidate. An event's extra has the digests
     of candidate and evidence. A rollout that was never begun, or was killed, has no outcome.
 
+    With `service` and `place` it also settles what a worker that was killed in the last try of a rollout could not: it
+    gives the traffic back to the stable version.
+
     Parameters:
         rollout: the result of `RolloutOperator`, its `output`.
         outcome: `done`, or `rolled_back`; the latter's trigger rule is `all_done` unless told otherwise.
+        service: name of the service, as `RolloutOperator` has it; empty leaves it as it is.
+        place: where it is, likewise.
     """
 
-    template_fields: Sequence[str] = (*StageOperator.template_fields, "rollout", "outcome")
+    template_fields: Sequence[str] = (*StageOperator.template_fields, "rollout", "outcome", "service", "place")
     ui_color = "#e8dff5"
 
-    def __init__(self, *, rollout: Mapping[str, Any] | None, outcome: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        rollout: Mapping[str, Any] | None,
+        outcome: str,
+        service: str = "",
+        place: Place | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if outcome == "rolled_back":
             kwargs.setdefault("trigger_rule", "all_done")
         super().__init__(**kwargs)
         if "{{" not in str(outcome):
             _check_outcome(outcome)
-        self.rollout, self.outcome = rollout, outcome
+        if bool(service) != bool(place):
+            raise invalid("service, place", (service, place), "both or neither")
+        if place and "{{" not in str(place):
+            places.resolve(place)
+        self.rollout, self.outcome, self.service, self.place = rollout, outcome, service, place
 
     def work(self, context: Context) -> Any:
         _check_outcome(self.outcome)
         interval = resolve_interval(context, self.grain, self.interval)
         self.info = run_info(context, interval)
-        return self._done(context, self._what_happened(), interval)
+        return self._done(context, self._what_happened(context), interval)
 
-    def _what_happened(self) -> Result:
+    def _what_happened(self, context: Context) -> Result:
         found = self.rollout or {}
         if not found.get("rollout"):
-            return Result(status="skipped", reason="no rollout has come to an end")
+            reasons = ("no rollout has come to an end", self._settle(context))
+            return Result(status="skipped", reason="; ".join(filter(None, reasons)))
         report = as_ref(ReportRef, found["rollout"], "rollout")
         ended = "done" if report.passed else "rolled_back"
         if ended != self.outcome:
             return Result(status="skipped", reason=f"the rollout ended {ended}, not {self.outcome}")
         model = as_ref(ModelRef, found["model"], "model")
         return Result(reason=str(found.get("reason", "")), inputs=(report,), outputs=(model, report))
+
+    def _settle(self, context: Context) -> str:
+        """Return what was done about a rollout that was left; empty if there is none."""
+        if not self.place:
+            return ""
+        from airflow_ml_provider.hooks._serving import serving
+
+        found = serving(places.resolve(self.place))
+        observed = found.look(self.service)
+        return settle(found, observed, context) if observed else ""
 
 
 def _check_outcome(value: str) -> None:

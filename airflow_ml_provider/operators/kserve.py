@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from airflow_ml_provider.stages.deploy.kserve.objects import Wanted
 
 STATES = ("present", "absent")
+ON_FAILURE = ("keep", "delete")
 
 
 class KServeOperator(ServingOperator):
     """Apply a graph of services or a large language model to KServe, and wait until its own pods answer.
 
     It is applied as a whole, and the same again changes nothing. What answered before goes on answering until the new
-    pods are ready, also when they never are: then the task fails with what KServe and the pods say, and the object
-    stays as it was applied, for the next run to change. For one model whose versions get shares of the traffic use
-    `DeployOperator` and `RolloutOperator`.
+    pods are ready, also when they never are: then the task fails with what KServe and the pods say. For one
+    model whose versions get shares of the traffic use `DeployOperator` and `RolloutOperator`.
 
     The result's link `service` is the address; a registered language model is its output.
 
@@ -35,9 +35,11 @@ class KServeOperator(ServingOperator):
             `{"llm": {"uri": "hf://…"}}`; see `airflow_ml_provider.stages.deploy.kserve`.
         state: `present`, or `absent` to remove it and wait until it is gone; one that is not there is no failure.
         wait_s: it must be ready, or gone, within so many seconds.
+        on_failure: what becomes of it when the task fails or is killed: `keep` it as it was applied, for the next run
+            to change; or `delete` it, also if it was there before: for what lives no longer than its DAG run.
     """
 
-    template_fields: Sequence[str] = (*ServingOperator.template_fields, "wanted", "state", "wait_s")
+    template_fields: Sequence[str] = (*ServingOperator.template_fields, "wanted", "state", "wait_s", "on_failure")
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class KServeOperator(ServingOperator):
         wanted: Wanted | Mapping[str, Any],
         state: str = "present",
         wait_s: float | str = 3600.0,
+        on_failure: str = "keep",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -52,12 +55,13 @@ class KServeOperator(ServingOperator):
             raise invalid("place", self.place, "one on KServe")
         if "{{" not in str(wait_s):
             seconds(wait_s, "wait_s")
-        if "{{" not in str(state):
-            _check_state(state)
-        self.wanted, self.state, self.wait_s = wanted, state, wait_s
+        self.wanted, self.state, self.wait_s, self.on_failure = wanted, state, wait_s, on_failure
+        self._check("state", STATES)
+        self._check("on_failure", ON_FAILURE)
 
     def begin(self, context: Context) -> Result:
-        _check_state(self.state)
+        self._check("state", STATES)
+        self._check("on_failure", ON_FAILURE)
         objects, wanted = self._objects()
         if self.state == "present":
             objects.apply(self.service, wanted)
@@ -98,17 +102,29 @@ class KServeOperator(ServingOperator):
         trigger = KServeTrigger(
             places.encode(places.resolve(self.place)), self.service, encode(resolve(self.wanted)),
             absent=self.state == "absent", poll_s=seconds(self.poll_s, "poll_s"),
-            deadline=time.time() + seconds(self.wait_s, "wait_s"),
+            deadline=time.time() + seconds(self.wait_s, "wait_s"), deletes=self._deletes,
         )  # fmt: skip
         self.defer(trigger=trigger, method_name="go_further")
         raise AssertionError("a deferred task does not go on")
 
+    @property
+    def _deletes(self) -> bool:
+        return self.on_failure == "delete" and self.state == "present"
+
     def _hand_back(self) -> None:
-        self.log.warning(
-            "%s stays as it was applied; what answered before goes on until its pods are ready", self.service
-        )
+        if not self._deletes:
+            left = "stays as it was applied; what answered before goes on until its pods are ready"
+            self.log.warning("%s %s", self.service, left)
+            return
+        try:
+            objects, wanted = self._objects()
+            objects.delete(self.service, wanted)
+            self.log.info("%s is deleted", self.service)
+        except Exception:  # why the task ended still says more
+            self.log.exception("%s may still be there", self.service)
 
-
-def _check_state(value: str) -> None:
-    if value not in STATES:
-        raise invalid("state", value, f"one of {', '.join(STATES)}")
+    def _check(self, name: str, allowed: tuple[str, ...]) -> None:
+        """Refuse an argument that is none of what is allowed; a template is none yet."""
+        value = getattr(self, name)
+        if "{{" not in str(value) and value not in allowed:
+            raise invalid(name, value, f"one of {', '.join(allowed)}")

@@ -64,7 +64,7 @@ class LocalServing:
         """Return what each version has counted, of users and of mirrored requests."""
         client = self._client(name)
         versions = {} if client is None else client.stats()["versions"]
-        return {version: {"gateway": _counted(counters)} for version, counters in versions.items()}
+        return {version: {"gateway": counted(counters)} for version, counters in versions.items()}
 
     def remove(self, name: str) -> None:
         """End the gateway of a service and its servers, and remove the service's folder."""
@@ -103,7 +103,9 @@ def _wanted(service: Service, python: str) -> Wanted:
         )
     kept = {"service": codec.encode(service)}
     timeout_s = service.stable.server.timeout_s
-    return Wanted(versions, service.stable.name, kept, timeout_s=timeout_s, sticky=service.sticky)
+    return Wanted(
+        versions, service.stable.name, kept, timeout_s=timeout_s, tolerance=service.tolerance, sticky=service.sticky
+    )
 
 
 def _check(server: deploy.Server) -> None:
@@ -131,9 +133,9 @@ def _state(status: ServiceStatus, wanted: Wanted, name: str) -> VersionState:
     return VersionState(phase, "" if version.ready else version.reason or version.state, *shares)
 
 
-def _counted(counters: Mapping[str, Any]) -> VersionStats:
-    """Return the counters of users' and mirrored requests as a rollout reads them."""
-    total = VersionStats()
+def counted(counters: Mapping[str, Any]) -> VersionStats:
+    """Return the counters of `serving.stats.VersionStats`, as JSON, as a rollout reads them: of users and of copies."""
+    total = VersionStats(compared=counters["compared"], agreed=counters["agreed"])
     for traffic in ("live", "mirror"):
         total += _answers(counters[traffic])
     return total

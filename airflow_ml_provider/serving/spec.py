@@ -78,6 +78,8 @@ class Wanted:
         timeout_s: a request that a version has not answered after so many seconds is answered 504.
         score_edges: increasing edges of the histogram of scores.
         log_percent: share of the answers that go into the prediction log, with their requests.
+        tolerance: numbers that a copy's answer has instead of the user's are the same within it; see
+            `serving.agreement.agree`.
         sticky: header with a key, and the salt by which keys get their versions; who got which is logged. Without it
             the header is `x-sticky-key`, and the service's name is the salt.
     """
@@ -89,6 +91,7 @@ class Wanted:
     timeout_s: float = 30.0
     score_edges: tuple[float, ...] = tuple(i / 20 for i in range(21))
     log_percent: float = 0.0
+    tolerance: float = 0.01
     sticky: Optional[Sticky] = None
 
     def __post_init__(self) -> None:
@@ -103,6 +106,8 @@ class Wanted:
             raise invalid("timeout_s", self.timeout_s, "in (0, 3600]")
         if not 0 <= self.log_percent <= 100:
             raise invalid("log_percent", self.log_percent, "in [0, 100]")
+        if not 0 <= self.tolerance < 1:
+            raise invalid("tolerance", self.tolerance, "in [0, 1)")
         edges = self.score_edges
         if not edges or not all(map(math.isfinite, edges)) or any(a >= b for a, b in zip(edges, edges[1:])):
             raise invalid("score_edges", edges, "at least one number, increasing")

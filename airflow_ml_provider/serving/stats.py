@@ -109,6 +109,8 @@ class VersionStats:
         fallbacks: live requests that were its share but went to the stable version, since it was not ready or did not
             take the connection.
         mirror_dropped: copies that were not sent since too many were under way.
+        compared: copies whose answers were compared with the users' answers to the same requests …
+        agreed: … and were the same.
     """
 
     live: Answers
@@ -116,6 +118,8 @@ class VersionStats:
     direct: Answers
     fallbacks: int = 0
     mirror_dropped: int = 0
+    compared: int = 0
+    agreed: int = 0
 
     @classmethod
     def empty(cls, edges: tuple[float, ...]) -> VersionStats:

@@ -82,4 +82,7 @@ def _serve(config: PipelineConfig, serving: Serving, model: str, service: str) -
     ended: Any = rollout.output
     for task_id, outcome in (("rolled_out", "done"), ("rolled_back", "rolled_back")):
         outlet = asset(f"{service}.{task_id}")
-        RolloutOutcomeOperator(task_id=task_id, rollout=ended, outcome=outcome, outlets=[outlet], grain=config.grain)
+        RolloutOutcomeOperator(
+            task_id=task_id, rollout=ended, outcome=outcome, service=service, place=serving.place, outlets=[outlet],
+            grain=config.grain,
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,11 @@ import pytest
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Conflict, DataError, Unavailable
-from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, Version, VersionState
-from airflow_ml_provider.stages.deploy.stats import Recorder
+from airflow_ml_provider.serving.place import counted
+from airflow_ml_provider.serving.spec import Wanted
+from airflow_ml_provider.serving.stats import Traffic, VersionStats
+from airflow_ml_provider.stages.deploy.experiment import assign
+from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, Sticky, Version, VersionState
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class MemoryServing:
         self.puts: list[Service] = []
         """All that services were told to be, the newest last."""
         self._services: dict[str, tuple[Service, int]] = {}
-        self._recorders: dict[tuple[str, str], Recorder] = {}
+        self._stats: dict[tuple[str, str], VersionStats] = {}
         self._random = random.Random(seed)  # noqa: S311 - requests of a test
 
     def look(self, name: str) -> Observed | None:
@@ -78,8 +82,8 @@ class MemoryServing:
         """Return what each version has counted."""
         self._answer()
         return {
-            version: {"memory": recorder.stats}
-            for (service, version), recorder in self._recorders.items()
+            version: {"memory": counted(codec.encode(stats))}
+            for (service, version), stats in self._stats.items()
             if service == name
         }
 
@@ -88,11 +92,13 @@ class MemoryServing:
         self._answer()
         self._services.pop(name, None)
 
-    def predict(self, name: str, rows: Mapping[str, Sequence[Any]], version: str = "") -> tuple[Mapping[str, Any], str]:
-        """Return a score for each row, as the version behaves."""
+    def predict(
+        self, name: str, rows: Mapping[str, Sequence[Any]], version: str = "", key: str = ""
+    ) -> tuple[Mapping[str, Any], str]:
+        """Return a score for each row, as the version behaves; a key keeps its version in an experiment."""
         self._answer()
         wanted, _ = self._services[name]
-        asked = version or self._chosen(wanted).name
+        asked = version or self._chosen(wanted, key).name
         if len({len(values) for values in rows.values()}) != 1:
             raise DataError("all columns need as many values")
         count = len(next(iter(rows.values())))
@@ -103,21 +109,32 @@ class MemoryServing:
         wanted, _ = self._services[name]
         for _ in range(requests):
             chosen = self._chosen(wanted)
-            self._ask(name, chosen)
+            self._ask(name, chosen, "live")
             copied = wanted.candidate != chosen and self._random.random() * 100 < wanted.mirror
             if copied and wanted.candidate:
-                self._ask(name, wanted.candidate)
+                self._ask(name, wanted.candidate, "mirror")
+                self._compare(name, wanted.candidate, chosen, wanted.tolerance)
 
-    def _chosen(self, wanted: Service) -> Version:
+    def _chosen(self, wanted: Service, key: str = "") -> Version:
+        if wanted.sticky and key and wanted.candidate:
+            shares = {wanted.stable.name: 100 - wanted.percent, wanted.candidate.name: wanted.percent}
+            return wanted.versions[assign(key, wanted.sticky.salt, shares)]
         taken = wanted.candidate is not None and self._random.random() * 100 < wanted.percent
         return wanted.candidate if taken and wanted.candidate else wanted.stable
 
-    def _ask(self, name: str, version: Version) -> None:
+    def _ask(self, name: str, version: Version, traffic: Traffic) -> None:
         how, chance = self._behaviour(version.name), self._random
-        recorder = self._recorders.setdefault((name, version.name), Recorder())
+        stats = self._stats.setdefault((name, version.name), VersionStats.empty(Wanted.score_edges))
         seconds = how.latency_s * (2 if chance.random() < 0.1 else 1) * chance.uniform(0.9, 1.1)
         error = chance.random() < how.error_rate
-        recorder.request(seconds, error=error, scores=() if error else (how.score + chance.uniform(-0.1, 0.1),))
+        scores = () if error else (how.score + chance.uniform(-0.1, 0.1),)
+        stats.of(traffic).answered(500 if error else 200, 1000 * seconds, scores)
+
+    def _compare(self, name: str, candidate: Version, chosen: Version, tolerance: float) -> None:
+        mine, users = (self._behaviour(version.name).score for version in (candidate, chosen))
+        stats = self._stats[name, candidate.name]
+        stats.compared += 1
+        stats.agreed += math.isclose(mine, users, rel_tol=tolerance, abs_tol=tolerance)
 
     def _behaviour(self, version: str) -> Behaviour:
         return self.behaviours.get(version, Behaviour())
@@ -208,6 +225,35 @@ class ServingContract:
         place.put(Service("one", version("v2")), self.ready(place, "one").revision)
         assert set(self.ready(place, "one").states) == {"v2"}
         assert place.predict("one", rows)[1] == "v2"
+
+    def ask_as(self, place: Any, name: str, rows: Any, key: str) -> str:
+        """Return the version that answers a request with a key in the header `x-sticky-key`.
+
+        Parameters:
+            place: the place.
+            name: of the service.
+            rows: of the request.
+            key: what the header has.
+        """
+        raise NotImplementedError("override `ask_as`")
+
+    def test_a_key_keeps_its_version(self, place: Any, version: Any, rows: Any) -> None:
+        if type(self).ask_as is ServingContract.ask_as:
+            pytest.skip("requests with a key do not keep their version here")
+        sticky = Sticky("x-sticky-key", "spring:v2")
+        place.put(Service("one", version("v1")))
+        keys, before = [f"user {number}" for number in range(20)], set[str]()
+        for percent in (20, 50):
+            seen = self.ready(place, "one")
+            place.put(Service("one", version("v1"), version("v2"), percent=percent, sticky=sticky), seen.revision)
+            self.ready(place, "one")
+            shares = {"v1": 100.0 - percent, "v2": float(percent)}
+            for _ in range(2):
+                found = {key: self.ask_as(place, "one", rows, key) for key in keys}
+                assert found == {key: assign(key, sticky.salt, shares) for key in keys}
+            after = {key for key, by in found.items() if by == "v2"}
+            assert before < after  # who has come to the candidate stays
+            before = after
 
     def test_a_candidate_is_taken_away(self, place: Any, version: Any, rows: Any) -> None:
         place.put(Service("one", version("v1")))

@@ -44,15 +44,19 @@ class GatewayCollector(Collector):
             "ml_gateway_fallbacks", "Requests that the stable version took over", labels=labels
         )
         dropped = CounterMetricFamily("ml_gateway_mirror_dropped", "Copies that were not sent", labels=labels)
+        compared = CounterMetricFamily("ml_gateway_mirror_compared", "Copies compared with the users'", labels=labels)
+        agreed = CounterMetricFamily("ml_gateway_mirror_agreed", "Copies that were answered alike", labels=labels)
         for version, stats in self._routes.stats.items():
             fallbacks.add_metric([self._service, version], stats.fallbacks)
             dropped.add_metric([self._service, version], stats.mirror_dropped)
+            compared.add_metric([self._service, version], stats.compared)
+            agreed.add_metric([self._service, version], stats.agreed)
         ready = GaugeMetricFamily("ml_gateway_version_ready", "1 when requests go to it", labels=labels)
         restarts = GaugeMetricFamily("ml_gateway_version_restarts", "Restarts of the server", labels=labels)
         for version, replica in self._routes.replicas.items():
             ready.add_metric([self._service, version], float(replica.ready))
             restarts.add_metric([self._service, version], replica.restarts)
-        yield from (fallbacks, dropped, ready, restarts)
+        yield from (fallbacks, dropped, compared, agreed, ready, restarts)
 
 
 def registry(service: str, routes: Routes) -> CollectorRegistry:

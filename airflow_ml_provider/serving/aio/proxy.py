@@ -14,8 +14,9 @@ from typing import Any, Optional
 import aiohttp
 from aiohttp import web
 
-from airflow_ml_provider.exceptions import Unavailable, unknown_name
+from airflow_ml_provider.exceptions import DataError, Unavailable, unknown_name
 from airflow_ml_provider.serving import oip
+from airflow_ml_provider.serving.agreement import agree
 from airflow_ml_provider.serving.aio.predictions import Key, PredictionLog
 from airflow_ml_provider.serving.aio.replica import Replica
 from airflow_ml_provider.serving.aio.web import json_response
@@ -97,7 +98,7 @@ class Proxy:
                 version, answer = named, await self._ask(self._ready(named), "direct", body, headers)
             else:
                 version, answer = await self._live(*self._choose(request), body, headers)
-                asyncio.get_running_loop().call_soon(self._mirror, version, body, headers)
+                asyncio.get_running_loop().call_soon(self._mirror, version, answer, body, headers)
         except Failed as failed:
             return json_response(oip.error(failed), 504 if failed.fault == "timeout" else 502)
         told = {"Server_Timing": answer.timing} if answer.timing else {}
@@ -215,23 +216,44 @@ class Proxy:
         if answer.status == 200 and (sampled or self._predictions.is_new(sticky)):
             self._predictions.add(version, traffic, body, answer.body, answer.milliseconds, sticky)
 
-    def _mirror(self, answered: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def _mirror(self, answered: str, users: Answer, body: bytes, headers: Mapping[str, str]) -> None:
         """Send copies to those who get one."""
         for version in self.routes.split.copies(answered, self._draw() * 100):
             if len(self._mirrors) >= MIRRORS:
                 self.routes.stats[version].mirror_dropped += 1
             elif self.routes.replicas[version].ready:
-                task = asyncio.create_task(self._copy(version, body, headers))
+                task = asyncio.create_task(self._copy(version, answered, users, body, headers))
                 self._mirrors.add(task)
                 task.add_done_callback(self._mirrors.discard)
 
-    async def _copy(self, version: str, body: bytes, headers: Mapping[str, str]) -> None:
+    async def _copy(self, version: str, answered: str, users: Answer, body: bytes, headers: Mapping[str, str]) -> None:
         if version not in self.routes.replicas:
             return
         try:
-            await self._ask(version, "mirror", body, headers)
-        except Failed as failed:
-            log.info("copy: %s", failed)
+            copy = await self._ask(version, "mirror", body, headers)
+            await self._compare(version, body, copy, answered, users)
+        except (Failed, DataError) as error:
+            log.info("copy: %s", error)
+
+    async def _compare(self, version: str, body: bytes, copy: Answer, answered: str, users: Answer) -> None:
+        """Count whether a copy was answered as the user was. Failures count elsewhere, bad requests tell nothing."""
+        if users.status != 200 or copy.status >= 500:
+            return
+        agreed = copy.status == 200
+        if agreed:  # in a thread: a large answer would hold up all users
+            both = users.body, copy.body, self.routes.wanted.tolerance
+            agreed = await asyncio.get_running_loop().run_in_executor(None, _agree, *both)
+        stats = self.routes.stats.get(version)
+        if stats is None:  # no longer wanted
+            return
+        stats.compared += 1
+        stats.agreed += agreed
+        if not agreed:
+            self._predictions.add_example(version, body, copy.body, copy.milliseconds, (answered, users.body))
+
+
+def _agree(users: bytes, copy: bytes, tolerance: float) -> bool:
+    return agree(oip.parse(users), oip.parse(copy), tolerance)
 
 
 def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.deploy.experiment import ExperimentPolicy
-from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
+from airflow_ml_provider.stages.deploy.policy import Agreement, RolloutPolicy
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Server, Service, Sticky, Version
 from airflow_ml_provider.stages.deploy.state import Decision, Seen
 from airflow_ml_provider.stages.deploy.strategies import Policy
@@ -95,6 +95,11 @@ def sticky_of(policy: Policy, candidate: Version) -> Optional[Sticky]:
         return None
     salt = policy.salt if isinstance(policy, ExperimentPolicy) else "bandit"
     return Sticky(policy.key, f"{salt}:{candidate.name}")
+
+
+def tolerance_of(policy: Policy) -> float:
+    """Return within what two numbers of a rollout's answers are the same."""
+    return next((check.tolerance for check in policy.checks if isinstance(check, Agreement)), Service.tolerance)
 
 
 def completed(policy: Policy, log: str) -> Policy:

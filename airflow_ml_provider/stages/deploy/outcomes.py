@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -12,6 +15,7 @@ from airflow_ml_provider import tables
 from airflow_ml_provider.exceptions import DataError, Unavailable, invalid
 from airflow_ml_provider.stages.deploy.stats import Moments
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}\.jsonl")
 _LINE = "{'time': 'VARCHAR', 'traffic': 'VARCHAR', 'key': 'VARCHAR', 'assigned': 'VARCHAR'}"
 
 # A user's version is the one that the present split has assigned, whoever answered in its place.
@@ -78,19 +82,19 @@ def read(outcomes: Outcomes, since: float, now: float) -> Mapping[str, Moments]:
     """
     import duckdb
 
-    files = sorted(glob.glob(str(tables.local_path(outcomes.log) / "*.jsonl"))) if outcomes.log else []
+    files = _log_files(tables.local_path(outcomes.log), since) if outcomes.log else []
     source = _source(outcomes)
     if source is None or (outcomes.log and not files):
         return {}
     listed = "[" + ", ".join(map(tables.quote, files)) + "]"
     exposed = (_FROM_LOG if outcomes.log else _FROM_TABLE).format(files=listed, line=_LINE, since=repr(since))
     missing = "NULL" if outcomes.missing is None else repr(float(outcomes.missing))
-    query = _MOMENTS.format(
-        outcomes=source, exposed=exposed, per_user=outcomes.per_user, missing=missing, window=repr(outcomes.window_s),
-        now=repr(now),
-    )  # fmt: skip
     try:
         with tables.connect() as connection:
+            query = _MOMENTS.format(
+                outcomes=_late_enough(connection, source, since), exposed=exposed, per_user=outcomes.per_user,
+                missing=missing, window=repr(outcomes.window_s), now=repr(now),
+            )  # fmt: skip
             rows = connection.execute(query).fetchall()
     except (duckdb.BinderException, duckdb.ConversionException, duckdb.ParserException) as error:
         needs = "key, value, time" + ("" if outcomes.log else ", version")
@@ -98,6 +102,21 @@ def read(outcomes: Outcomes, since: float, now: float) -> Mapping[str, Moments]:
     except duckdb.Error as error:
         raise Unavailable(f"outcomes cannot be read now: {error}") from error
     return {str(version): _moments(*sums) for version, *sums in rows}
+
+
+def _log_files(folder: Path, since: float) -> list[str]:
+    """Return the files of a log but those of days before; no line is later than the day that its file is called by."""
+    first = datetime.fromtimestamp(since, timezone.utc).strftime("%Y-%m-%d.jsonl")
+    return sorted(str(file) for file in folder.glob("*.jsonl") if not _DAY.fullmatch(file.name) or file.name >= first)
+
+
+def _late_enough(connection: Any, source: str, since: float) -> str:
+    """Return the query for the rows since a time, in its column's own type: row groups before are passed over."""
+    kind = connection.execute(f"DESCRIBE SELECT time FROM ({source})").fetchone()[1]  # noqa: S608
+    begin = f"'{datetime.fromtimestamp(math.floor(since), timezone.utc):%Y-%m-%d %H:%M:%S}'"
+    as_it_is = kind.startswith(("TIMESTAMP", "DATE"))
+    column, kind = ("time", kind) if as_it_is else ("time::TIMESTAMPTZ", "TIMESTAMPTZ")
+    return f"SELECT * FROM ({source}) WHERE {column} >= CAST({begin} AS {kind})"  # noqa: S608
 
 
 def _source(outcomes: Outcomes) -> Optional[str]:

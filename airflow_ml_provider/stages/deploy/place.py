@@ -121,10 +121,6 @@ class GitOps:
             raise invalid("author", self.author, "NAME <ADDRESS>")
 
 
-_NOT_COUNTED = (
-    "business",
-    "agreement",
-)  # by the gateway: what an answer was worth, and mirrored ones beside the users'
 Place = Union[Local, KServe, GitOps]
 KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe, "gitops": GitOps}
 
@@ -162,10 +158,10 @@ def check(place: Place, policy: Policy) -> None:
         from airflow_ml_provider.stages.deploy import metrics
 
         metrics.check(metrics.resolve(kserve.metrics), policy)
-    elif unknown := [one.kind for one in getattr(policy, "checks", ()) if one.kind in _NOT_COUNTED]:
+    elif any(one.kind == "business" for one in policy.checks):
         raise SpecError(
-            f"the policy checks {', '.join(unknown)}, which a gateway on this machine does not count, so that the "
-            "rollout would wait until its time is over: leave such checks out, or make it an experiment with outcomes"
+            "the policy checks business, which a gateway on this machine does not count, so that the rollout would "
+            "wait until its time is over: leave such checks out, or make it an experiment with outcomes"
         )
 
 

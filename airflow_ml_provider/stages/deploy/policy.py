@@ -108,13 +108,17 @@ class Agreement:
 
     Attributes:
         min_share: least share.
+        tolerance: real numbers a and b are the same if |a - b| <= tolerance · max(1, |a|, |b|); all else must be equal.
     """
 
     kind: ClassVar[str] = "agreement"
     min_share: float = 0.95
+    tolerance: float = 0.01
 
     def __post_init__(self) -> None:
         _within("min_share", self.min_share, 0, 1)
+        if not 0 <= self.tolerance < 1:
+            raise invalid("tolerance", self.tolerance, "in [0, 1)")
 
 
 Check = Union[ErrorRate, Latency, ScoreShift, Business, Agreement]
@@ -210,7 +214,10 @@ class RolloutPolicy:
             raise invalid("checks", "none at all", "at least one", "nothing would stop a bad candidate")
         if len(set(self.checks)) < len(self.checks):
             raise invalid("checks", self.checks, "different ones")
-        if any(isinstance(check, Agreement) for check in self.checks) and self.strategy != "shadow":
+        agreements = sum(isinstance(check, Agreement) for check in self.checks)
+        if agreements > 1:
+            raise invalid("checks", self.checks, "with one agreement", "answers are compared once, by its tolerance")
+        if agreements and self.strategy != "shadow":
             raise SpecError(
                 f"checks has an agreement, but only a shadow's requests are mirrored, not a {self.strategy}'s"
             )

@@ -139,6 +139,7 @@ class Service:
             anybody seeing its answer.
         rollout: who moves the traffic, and how far that is, as plain JSON; empty when nobody does.
         sticky: how requests keep their version, where the place can do that; none leaves it to the place.
+        tolerance: numbers of a mirrored answer are those of the user's within it, where the place compares them.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Service:
     mirror: float = 0
     rollout: Mapping[str, Any] = field(default_factory=dict)
     sticky: Optional[Sticky] = None
+    tolerance: float = 0.01
 
     def __post_init__(self) -> None:
         _check_label("name of a service", self.name)

@@ -16,14 +16,8 @@ from typing import Any, Optional
 from airflow_ml_provider.exceptions import DataError, invalid
 from airflow_ml_provider.stages.deploy import sequential
 
-LATENCY_BOUNDS_S: tuple[float, ...] = tuple(0.001 * 2 ** (i / 4) for i in range(65))
-"""1 ms to 65 s in steps of 19 %."""
-
 SUCCESS = "success"
 """The metric that every server counts."""
-
-SCORE_EDGES: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
-"""Twenty bins for scores in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -248,46 +242,3 @@ class VersionStats:
     def _each(self, other: VersionStats, combine: Any) -> dict[str, Any]:
         names = [f.name for f in fields(self) if f.name != "metrics"]
         return {name: combine(getattr(self, name), getattr(other, name)) for name in names}
-
-
-class Recorder:
-    """Counts the requests of one version in a server; `stats` is a reading. Not safe across threads without a lock."""
-
-    def __init__(
-        self, latency_bounds_s: Iterable[float] = LATENCY_BOUNDS_S, score_edges: Iterable[float] = SCORE_EDGES
-    ) -> None:
-        self._latency_bounds_s, self._score_edges = tuple(latency_bounds_s), tuple(score_edges)
-        self._latency = [0] * (len(self._latency_bounds_s) + 1)
-        self._scores = [0] * (len(self._score_edges) + 1)
-        self._metrics: dict[str, Moments] = {}
-        self._requests = self._errors = self._compared = self._agreed = 0
-
-    def request(self, latency_s: float, *, error: bool = False, scores: Iterable[float] = ()) -> None:
-        """Count one answered request."""
-        self._requests += 1
-        self._errors += error
-        self._latency[bisect_left(self._latency_bounds_s, latency_s)] += 1
-        for score in scores:
-            self._scores[bisect_left(self._score_edges, score)] += 1
-
-    def metric(self, name: str, value: float) -> None:
-        """Count the value of a business metric for one request."""
-        self._metrics[name] = self._metrics.get(name, Moments()) + Moments(1, value, value * value)
-
-    def compare(self, agreed: bool) -> None:
-        """Count one mirrored request and whether both answers were the same."""
-        self._compared += 1
-        self._agreed += agreed
-
-    @property
-    def stats(self) -> VersionStats:
-        """What was counted so far."""
-        return VersionStats(
-            requests=self._requests,
-            errors=self._errors,
-            latency_s=Histogram(self._latency_bounds_s, tuple(self._latency)),
-            scores=Histogram(self._score_edges, tuple(self._scores)),
-            metrics=dict(self._metrics),
-            compared=self._compared,
-            agreed=self._agreed,
-        )

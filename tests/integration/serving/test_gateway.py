@@ -104,6 +104,8 @@ class TestTraffic:
             for name, kind in (("2", "mirror"), ("1", "live"))
         )
         assert low < high  # the copies were scored, by the other model
+        compared = stats["2"]["mirror"]["requests"]
+        assert (stats["2"]["compared"], stats["2"]["agreed"]) == (compared, 0)
 
     def test_a_timeout(self, service: Service, model: ModelRef) -> None:
         service.want("1", {"1": version(model, 100, max_delay_ms=1000)}, timeout_s=0.2)

@@ -18,6 +18,7 @@ pytest.importorskip("aiohttp")
 
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.serving import launch
+from airflow_ml_provider.serving.client import Client
 from airflow_ml_provider.serving.place import LocalServing
 from airflow_ml_provider.stages.deploy.place import Local
 from airflow_ml_provider.stages.deploy.service import Server, Service, Version
@@ -51,6 +52,9 @@ class TestContract(ServingContract):
     @pytest.fixture
     def rows(self):
         return {"distance": [500.0, 2000.0], "hour": [8.0, 21.0], "carrier": ["AA", "UA"]}
+
+    def ask_as(self, place, name, rows, key):
+        return Client(place._root, name).predict(rows, sticky_key=key).version
 
     def test_a_gateway_that_was_killed_goes_on(self, place, version, rows):
         place.put(Service("one", version("v1")))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,11 +23,14 @@ pytest.importorskip("aiohttp")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
+from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import MlError
-from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
+from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator, RolloutOutcomeOperator
+from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.serving import launch
+from airflow_ml_provider.serving.aio.predictions import EXAMPLES
 from airflow_ml_provider.serving.client import Client
 from airflow_ml_provider.serving.place import LocalServing
 from airflow_ml_provider.stages.deploy.experiment import assign
@@ -140,12 +146,79 @@ def test_a_candidate_with_other_scores_is_taken_away(place, models, tmp_path):
     assert not users.failures
 
 
+SHADOW = {
+    "strategy": "shadow", "bake_s": 1, "min_samples": 60, "max_wait_s": 60,
+    "checks": [{"kind": "error_rate"}, {"kind": "agreement", "min_share": 0.9, "tolerance": 0.2}],
+}  # fmt: skip
+
+
+def test_a_shadow_compares_each_answer_with_the_user_s(place, models, tmp_path):
+    with Users(place) as users:
+        value = run(rollout(tmp_path, models["good"], SHADOW), run_id="r")
+        with pytest.raises(AirflowFailException, match=r"agreement is 0\.\d+ \["):
+            run(rollout(tmp_path, models["bad"], SHADOW), run_id="s")
+    assert not users.failures
+    assert len(set(users.answers)) == 1
+    (step,) = json.loads(Path(value["rollout"]["uri"]).read_text())["steps"]
+    found = next(criterion for criterion in step["criteria"] if criterion["name"] == "agreement")
+    assert found["passed"]
+    assert found["observed"] >= 0.9
+    assert found["rows"] >= 60
+    launch.stop(tmp_path / "services", "late")  # then all is written
+    log = "".join(path.read_text() for path in (tmp_path / "services/late/predictions").glob("*")).splitlines()
+    examples = [line for line in map(json.loads, log) if line["version"] == version_of(models["bad"], Server()).name]
+    assert 0 < len(examples) <= EXAMPLES
+    for line in examples:
+        mine, users_own = (answer["outputs"][0]["data"][0] for answer in (line["response"], line["user"]["response"]))
+        assert abs(mine - users_own) > 0.2
+
+
 def test_a_candidate_that_cannot_be_loaded_never_gets_a_request(place, models, tmp_path):
     (Path(models["good"].uri) / "model.onnx").write_bytes(b"no model")
     with Users(place) as users, pytest.raises(AirflowFailException, match=r"(?s)the candidate has failed: .*digest"):
         run(rollout(tmp_path, models["good"]), run_id="r")
     assert not users.failures
     assert len(set(users.answers)) == 1
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def roll_out(folder: str, model: str) -> None:
+    """Begin a rollout that would last: what the killed process does."""
+    slow = replace(QUICK, bake_s=600, max_wait_s=600)
+    run(rollout(Path(folder), codec.decode(ModelRef, json.loads(model)), slow), run_id="killed")
+
+
+def test_the_traffic_of_a_process_that_was_killed_is_given_back(place, models, tmp_path, monkeypatch):
+    """As when the worker is killed in the last try: Airflow only marks the task, and goes on with what follows it."""
+    script = "import runpy, sys; runpy.run_path(sys.argv[1])['roll_out'](*sys.argv[2:])"
+    command = [sys.executable, "-c", script, __file__, str(tmp_path), json.dumps(codec.encode(models["good"]))]
+    with Users(place) as users:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            until(lambda: place.look("late").wanted.percent == 20 or process.poll() is not None)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        last = len(users.answers)
+        until(lambda: len(set(users.answers[last:])) == 2)  # both still answer
+        states = {"killed": {"rollout": "failed"}}
+        monkeypatch.setattr(
+            "airflow_ml_provider.testing.context.FakeTaskInstance.get_task_states", lambda *_, **__: states
+        )
+        local = {"local": {"root": str(tmp_path / "services"), "python": sys.executable}}
+        told = RolloutOutcomeOperator(task_id="t", rollout=None, outcome="rolled_back", service="late", place=local)
+        with pytest.raises(AirflowSkipException, match=r"was left in .* which has ended: .* alone"):
+            told.execute(context(run_id="killed"))
+        last = len(users.answers) + 2  # of the two users, each may be asking
+        until(lambda: len(users.answers) >= last + 20)
+    seen = place.look("late")
+    assert seen.wanted.stable.model.digest == models["stable"].digest
+    assert set(seen.states) == {seen.wanted.stable.name} == set(users.answers[last:])
+    assert not users.failures
 
 
 class People(Users):

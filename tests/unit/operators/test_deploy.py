@@ -294,6 +294,23 @@ class TestRollout:
             run(task)
         assert place.look("flights").wanted == Service("flights", version(1))
 
+    @pytest.mark.parametrize(
+        ("score", "tolerance", "ends"), [(0.5, 0.01, "ok"), (0.6, 0.2, "ok"), (0.6, 0.01, "refused")]
+    )
+    def test_a_shadow_s_answers_are_the_users_answers(self, place, clock, tmp_path, score, tolerance, ends):
+        run(deploy(1))
+        place.behaviours["v2"] = Behaviour(score=score)
+        checks = [{"kind": "error_rate"}, {"kind": "agreement", "tolerance": tolerance}]
+        policy = {"strategy": "shadow", "bake_s": 1, "min_samples": 100, "max_wait_s": 60, "checks": checks}
+        operator, traffic = rollout(2, tmp_path, policy=policy, on_refusal="skip"), lambda: place.serve("flights", 300)
+        if ends == "ok":
+            assert run(operator, traffic, run_id="r2")["status"] == "ok"
+        else:
+            with pytest.raises(AirflowSkipException, match=r"agreement is 0 \["):
+                run(operator, traffic, run_id="r2")
+        assert {put.tolerance for put in place.puts if put.mirror} == {tolerance}
+        assert place.look("flights").wanted.stable == version(1)
+
     def test_an_execution_timeout_ends_what_would_be_held_for_ever(self, place, clock, tmp_path):
         run(deploy(1))
         limit = timedelta(seconds=30)
@@ -314,6 +331,75 @@ AB = {
     "strategy": "ab", "salt": "spring", "metric": "success", "mde": 0.05, "key": "", "baseline": 0.9, "max_s": 600,
     "guardrails": [{"kind": "latency"}],
 }  # fmt: skip
+
+
+class TestLeft:
+    """A worker was killed in the last try: nothing of the task runs, and its traffic is where it was."""
+
+    @pytest.fixture
+    def states(self, place, clock, tmp_path, monkeypatch):
+        run(deploy(1))
+        operator = rollout(2, tmp_path)
+        deferred = deferred_of(operator, run_id="killed")
+        while place.look("flights").wanted.percent == 0:
+            with pytest.raises(TaskDeferred) as found:
+                operator.go_further(context(run_id="killed"), event_of(deferred))
+            deferred = found.value
+        states = {"killed": {"rollout": "failed"}}
+        monkeypatch.setattr(
+            "airflow_ml_provider.testing.context.FakeTaskInstance.get_task_states", lambda self, **_: states
+        )
+        return states
+
+    def outcome(self, outcome: str = "rolled_back", **kwargs) -> RolloutOutcomeOperator:
+        arguments = {"service": "flights", "place": PLACE, **kwargs}
+        return RolloutOutcomeOperator(task_id="t", rollout=None, outcome=outcome, outlets=[Asset("told")], **arguments)
+
+    def test_what_comes_after_it_gives_the_traffic_back(self, place, states):
+        said = "no rollout .*; service 'flights' was left in .* dag.task of killed, .* is back at version 'v1' alone"
+        with pytest.raises(AirflowSkipException, match=said):
+            self.outcome().execute(context(run_id="killed"))
+        assert place.look("flights").wanted == Service("flights", version(1))
+        assert [(put.percent, put.candidate is None) for put in place.puts[-2:]] == [(0, False), (0, True)]
+        with pytest.raises(AirflowSkipException, match=r"no rollout has come to an end$"):
+            self.outcome().execute(context(run_id="killed"))
+
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_the_next_rollout_does_so_first(self, place, states, tmp_path, number):
+        """Also one that has nothing else to do."""
+        count = len(place.puts)
+        run(rollout(number, tmp_path), lambda: place.serve("flights", 3000), run_id="next")
+        assert place.puts[count + 1] == Service("flights", version(1))
+        assert place.look("flights").wanted.stable == version(number)
+        assert place.look("flights").wanted.candidate is None
+
+    def test_a_deployment_that_keeps_what_is_there_does_so_first(self, place, states):
+        run(deploy(3, existing="keep"), run_id="next")
+        assert place.look("flights").wanted == Service("flights", version(1))
+
+    @pytest.mark.parametrize("state", ["running", "deferred", "up_for_retry", None])
+    def test_a_rollout_that_goes_on_is_left_alone(self, place, states, state):
+        states["killed"]["rollout"] = state
+        before = place.look("flights").wanted
+        with pytest.raises(AirflowSkipException, match=r"no rollout has come to an end$"):
+            self.outcome().execute(context(run_id="killed"))
+        run(deploy(3, existing="keep"), run_id="next")
+        assert place.look("flights").wanted == before
+
+    def test_a_first_version_stays(self, place, states):
+        place.remove("flights")
+        place.behaviours["v1"] = Behaviour("waits", "pulling the image")
+        deferred_of(deploy(1), run_id="killed")
+        run(deploy(3, existing="keep"), run_id="next")
+        assert place.look("flights").wanted == Service("flights", version(1))
+
+    def test_it_takes_a_place(self, states):
+        with pytest.raises(AirflowSkipException, match=r"no rollout has come to an end$"):
+            self.outcome(service="", place=None).execute(context(run_id="killed"))
+        with pytest.raises(SpecError, match="service, place must be both or neither"):
+            self.outcome(place=None)
+        with pytest.raises(SpecError, match="place must be"):
+            self.outcome(place={"moon": {}})
 
 
 class TestExperiment:

@@ -112,6 +112,23 @@ def test_a_killed_task_leaves_it(objects: Objects) -> None:
     assert "chat" in objects.there
 
 
+def test_what_lives_no_longer_than_its_run_is_deleted_when_it_fails_or_is_killed(objects: Objects) -> None:
+    task = operator(on_failure="delete")
+    objects.states = [VersionState("failed", "ImagePullBackOff")]
+    with pytest.raises(StageCrashed):
+        task.execute(context())
+    assert objects.there == {}
+    for kill in (lambda _: task.on_kill(), lambda deferred: asyncio.run(deferred.trigger.on_kill())):
+        objects.states = [VersionState("waits", "no pod")]
+        with pytest.raises(TaskDeferred) as found:
+            task.execute(context())
+        assert "chat" in objects.there
+        kill(found.value)
+        assert objects.there == {}
+    assert task.execute(context())["status"] == "ok"
+    assert "chat" in objects.there
+
+
 def test_the_place_is_away(objects: Objects) -> None:
     objects.away = True
     with pytest.raises(Unavailable):
@@ -122,6 +139,7 @@ def test_the_place_is_away(objects: Objects) -> None:
     ("settings", "message"),
     [
         ({"state": "gone"}, "state must be one of present, absent"),
+        ({"on_failure": "both"}, "on_failure must be one of keep, delete"),
         ({"place": {"local": {"root": "here"}}}, "place must be one on KServe"),
         ({"wait_s": 0}, "wait_s must be greater than 0"),
     ],

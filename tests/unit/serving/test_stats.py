@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from airflow_ml_provider import codec
+from airflow_ml_provider.serving.place import counted
 from airflow_ml_provider.serving.stats import (
     LATENCY_BOUNDS_MS,
     Answers,
@@ -14,6 +16,7 @@ from airflow_ml_provider.serving.stats import (
     VersionStats,
     count_scores_anew,
 )
+from airflow_ml_provider.stages.deploy.stats import Histogram
 
 
 def test_bounds_are_even_on_a_log_scale() -> None:
@@ -59,3 +62,17 @@ def test_other_edges_begin_anew() -> None:
     count_scores_anew([stats], (0.0, 0.5, 1.0))
     assert stats.live.scores == Scores((0.0, 0.5, 1.0))
     assert stats.live.requests == 1
+
+
+def test_a_rollout_reads_users_requests_and_copies() -> None:
+    stats = VersionStats.empty((0.0, 0.5, 1.0))
+    stats.live.answered(200, 1.0, [0.1, 0.9])
+    stats.mirror.answered(500, 20_000.0)
+    stats.mirror.failed("timeout")
+    stats.direct.answered(200, 1.0, [0.1])
+    stats.compared, stats.agreed = 3, 2
+    found = counted(codec.encode(stats))
+    assert (found.requests, found.errors, found.compared, found.agreed) == (3, 2, 3, 2)
+    assert found.latency_s.bounds[0] == LATENCY_BOUNDS_MS[0] / 1000
+    assert (found.latency_s.total, found.latency_s.counts[-1]) == (2, 1)
+    assert found.scores == Histogram((0.0, 0.5, 1.0), (0, 1, 1, 0))

@@ -22,6 +22,9 @@ class TestMemory(ServingContract):
     def rows(self):
         return {"x": [1.0, 2.0]}
 
+    def ask_as(self, place, name, rows, key):
+        return place.predict(name, rows, key=key)[1]
+
     def test_it_behaves_as_it_is_told(self, place, version):
         place.behaviours["v2"] = Behaviour(error_rate=1.0)
         place.put(Service("one", version("v1"), version("v2"), percent=50, mirror=100))

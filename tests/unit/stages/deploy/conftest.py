@@ -12,7 +12,10 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.stages.deploy.policy import RolloutPolicy
 from airflow_ml_provider.stages.deploy.rollout import advance, begin
 from airflow_ml_provider.stages.deploy.state import Decision, RolloutState, Seen
-from airflow_ml_provider.stages.deploy.stats import LATENCY_BOUNDS_S, SCORE_EDGES, Histogram, Moments, VersionStats
+from airflow_ml_provider.stages.deploy.stats import Histogram, Moments, VersionStats
+
+LATENCY_BOUNDS_S = tuple(0.001 * 2 ** (i / 4) for i in range(65))  # 1 ms to 65 s in steps of 19 %
+SCORE_EDGES = tuple(i / 20 for i in range(1, 20))
 
 
 @dataclass(frozen=True)

@@ -86,3 +86,38 @@ def test_what_is_asked_for_must_make_sense():
     for wrong in ({}, {"table": "t", "sql": "SELECT 1"}, {"table": "t", "window_s": -1}):
         with pytest.raises(SpecError):
             Outcomes(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMPTZ", "TIMESTAMP", "TIMESTAMP_NS"])
+def test_rows_from_before_the_experiment_are_not_read(tmp_path, log, kind):
+    """The first of two row groups is spoilt, which nobody sees who passes over it."""
+    path, old = tmp_path / "outcomes.parquet", 2048
+    rows = f"""SELECT k.key, 1.0 AS value, CAST('{at(0)[:19]}' AS TIMESTAMP) + k.s * INTERVAL 1 SECOND AS time
+        FROM (SELECT 'user ' || range AS key, range / -1e3 - 1 AS s FROM range({old})
+              UNION ALL VALUES ('ann', 15), ('eve', 90)) k"""
+    duckdb.sql(f"""COPY (SELECT key, value, time::{kind} AS time FROM ({rows}) ORDER BY time)
+        TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {old}, COMPRESSION uncompressed)""")
+    pages = f"""SELECT min(coalesce(dictionary_page_offset, data_page_offset)) AS first FROM parquet_metadata('{path}')
+        GROUP BY row_group_id ORDER BY first"""
+    (first,), (second,) = duckdb.sql(pages).fetchall()
+    body = bytearray(path.read_bytes())
+    body[first:second] = b"\xff" * (second - first)
+    path.write_bytes(body)
+    with pytest.raises(duckdb.Error):
+        duckdb.sql(f"SELECT * FROM '{path}'").fetchall()
+    found = read(Outcomes(table=str(path), log=log), since=now(10), now=now(100))
+    assert found == {"v1": Moments(2, 1, 1), "v2": Moments(2, 1, 1)}
+
+
+def test_a_log_of_days_before_is_not_read(log):
+    line = json.dumps({"time": at(60), "traffic": "live", "key": "bob", "assigned": "v2"}) + "\n"
+    for name, count in {"1970-01-11.jsonl": 2, "mine.jsonl": 3}.items():
+        with open(f"{log}/{name}", "w") as file:
+            file.write(line)
+        assert read(Outcomes(sql=ROWS, log=log), now(10), now(100))["v2"].count == count
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMPTZ", "TIMESTAMP", "TIMESTAMP_S", "VARCHAR"])
+def test_times_may_be_of_any_type(log, kind):
+    rows = f"SELECT key, value, time::{kind} AS time FROM ({ROWS.replace('+00:00', '')})"
+    assert read(Outcomes(sql=rows, log=log), now(10), now(100)) == {"v1": Moments(2, 1, 1), "v2": Moments(2, 1, 1)}

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import DataError, SpecError
+from airflow_ml_provider.serving.stats import LATENCY_BOUNDS_MS, Latency
 from airflow_ml_provider.stages.deploy.stats import (
-    LATENCY_BOUNDS_S,
-    SCORE_EDGES,
     Histogram,
     Moments,
-    Recorder,
     VersionStats,
 )
 
@@ -132,13 +130,14 @@ def test_a_quantile_says_what_is_not_known_of_it():
 def test_quantiles_of_known_values(level):
     rng = random.Random(5)
     values = sorted(rng.lognormvariate(-3, 0.6) for _ in range(20_000))
-    recorder = Recorder()
+    latency = Latency()
     for value in values:
-        recorder.request(value)
-    found = recorder.stats.latency_s.quantile(level, 0.05)
+        latency.add(1000 * value)
+    bounds = tuple(bound / 1000 for bound in LATENCY_BOUNDS_MS)
+    found = Histogram(bounds, tuple(latency.counts)).quantile(level, 0.05)
     exact = values[int(level * len(values))]
     assert found.bucket[0] <= exact <= found.bucket[1]
-    assert found.value == pytest.approx(exact, rel=0.05)  # buckets are 19 % wide
+    assert found.value == pytest.approx(exact, rel=0.05)  # buckets are 41 % wide
     assert found.low < exact < found.high
 
 
@@ -152,23 +151,3 @@ def test_moments():
     assert none.variance == 0
     assert none.variance_beside(some) == pytest.approx(0.005 / 300, rel=0.02)
     assert some.variance_beside(none) == pytest.approx(some.variance, rel=0.01)
-
-
-def test_a_recorder_counts():
-    recorder = Recorder()
-    recorder.request(0.001, scores=[0.05, 0.99])
-    recorder.request(100.0, error=True)
-    recorder.metric("clicks", 2.0)
-    recorder.metric("clicks", 3.0)
-    recorder.compare(True)
-    recorder.compare(False)
-    found = recorder.stats
-    assert (found.requests, found.errors, found.compared, found.agreed) == (2, 1, 2, 1)
-    assert found.latency_s.bounds == LATENCY_BOUNDS_S
-    assert (found.latency_s.counts[0], found.latency_s.counts[-1], found.latency_s.total) == (1, 1, 2)
-    assert found.scores.bounds == SCORE_EDGES
-    assert (found.scores.counts[0], found.scores.counts[-1], found.scores.total) == (1, 1, 2)
-    assert found.metrics == {"clicks": Moments(2, 5.0, 13.0)}
-    assert found - found == VersionStats(
-        latency_s=Histogram.empty(LATENCY_BOUNDS_S), scores=Histogram.empty(SCORE_EDGES), metrics={"clicks": Moments()}
-    )
