@@ -1,0 +1,132 @@
+"""What places of others are told, and what they cannot do."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from airflow_ml_provider.exceptions import SpecError
+from airflow_ml_provider.refs import ModelRef
+from airflow_ml_provider.stages.deploy import place as places
+from airflow_ml_provider.stages.deploy import sagemaker
+from airflow_ml_provider.stages.deploy.bandit import BanditPolicy
+from airflow_ml_provider.stages.deploy.elsewhere import SageMaker
+from airflow_ml_provider.stages.deploy.policy import Business, ErrorRate, Latency, RolloutPolicy, ScoreShift
+from airflow_ml_provider.stages.deploy.recorded import Record
+from airflow_ml_provider.stages.deploy.service import Server, Service, Sticky, Version
+
+PLACE = SageMaker("arn:aws:iam::1:role/models", "s3://models/records", "image:1")
+
+
+def version(name: str, **server: Any) -> Version:
+    return Version(name, ModelRef("late", f"s3://models/{name}", f"sha256:{name}"), Server(**server))
+
+
+V1, V2 = version("v1"), version("v2")
+
+
+@pytest.mark.parametrize("place", [PLACE])
+def test_places_are_mappings_in_a_dag(place: Any) -> None:
+    assert places.resolve(places.encode(place)) == place
+
+
+@pytest.mark.parametrize(
+    ("place", "checks", "unknown"),
+    [
+        (PLACE, (ErrorRate(), Latency()), "latency"),
+        (PLACE, (ErrorRate(), ScoreShift(), Business("clicks")), "business, score"),
+    ],
+)
+def test_a_check_that_nobody_counts(place: Any, checks: Any, unknown: str) -> None:
+    places.check(place, RolloutPolicy(checks=(ErrorRate(),)))
+    with pytest.raises(SpecError, match=f"checks {unknown}.*, which nothing counts on {place.title}"):
+        places.check(place, RolloutPolicy(checks=checks))
+
+
+@pytest.mark.parametrize("place", [PLACE])
+def test_users_who_keep_their_version(place: Any) -> None:
+    with pytest.raises(SpecError, match=f"but {place.title} splits every request by itself"):
+        places.check(place, BanditPolicy("success", key="user"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"role": ""}, "role must be the ARN"),
+        ({"records": "gs://a/b"}, "records must be s3://BUCKET/PREFIX"),
+        ({"records": "s3://"}, "records must be s3://BUCKET/PREFIX"),
+    ],
+)
+def test_wrong_settings(settings: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        SageMaker(**{"role": "arn", "records": "s3://models", **settings})
+
+
+def test_sticky_is_refused() -> None:
+    with pytest.raises(SpecError, match="SageMaker splits every request"):
+        sagemaker.check(PLACE, Service("late", V1, V2, sticky=Sticky("user", "salt")))
+
+
+def test_names_are_of_what_they_are_made_of() -> None:
+    def named(service: Service) -> str:
+        return str(sagemaker.config(PLACE, service)["EndpointConfigName"])
+
+    alone, split = named(Service("late", V1)), named(Service("late", V1, V2, percent=10))
+    assert split == named(Service("late", V1, V2, percent=90)), "weights change without another one"
+    other = version("v1", env={"A": "1"})
+    shadows = [named(Service("late", V1, V2, mirror=mirror)) for mirror in (10, 50)]
+    assert len({alone, split, named(Service("late", other)), named(Service("other", V1)), *shadows}) == 6
+    long = Service("a" * 40, version("b" * 40), version("c" * 40))
+    assert all(len(one["ModelName"]) <= 63 for one in sagemaker.models(PLACE, long).values())
+    assert len(named(long)) <= 63
+
+
+def test_configurations_of_other_services_are_kept() -> None:
+    mine, other = (f"{sagemaker.prefix(name)}{'0' * 12}" for name in ("late", "late-x"))
+    names = [mine, other, "late-xyz", f"a-{mine}"]
+    assert sagemaker.obsolete("late", names, ()) == [mine]
+    assert sagemaker.obsolete("late", names, (mine,)) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "config", "failed", "phases"),
+    [
+        ("InService", "new", False, {"v1": "ready", "v2": "ready"}),
+        ("SystemUpdating", "new", False, {"v1": "ready", "v2": "ready"}),
+        ("Updating", "new", False, {"v1": "waits", "v2": "waits"}),
+        ("InService", "old", False, {"v1": "waits", "v2": "waits"}),
+        ("InService", "old", True, {"v1": "ready", "v2": "failed"}),
+        ("Failed", "new", False, {"v1": "failed", "v2": "failed"}),
+        ("UpdateRollbackFailed", "new", False, {"v1": "failed", "v2": "failed"}),
+    ],
+)
+def test_statuses(status: str, config: str, failed: bool, phases: dict[str, str]) -> None:
+    variants = [{"VariantName": "v1", "CurrentWeight": 0.699999988}, {"VariantName": "v2", "CurrentWeight": 0.3}]
+    endpoint = {"EndpointStatus": status, "EndpointConfigName": config, "ProductionVariants": variants}
+    found = sagemaker.states(Service("late", V1, V2, percent=30), "new", endpoint, failed)
+    assert {name: state.phase for name, state in found.items()} == phases
+    if config == "new" and set(phases.values()) == {"ready"}:
+        assert [state.percent for state in found.values()] == [70, 30]
+
+
+def test_an_update_that_was_taken_back_is_told_from_one_that_has_not_begun() -> None:
+    early, late = (datetime(2026, 1, day, tzinfo=timezone.utc) for day in (1, 2))
+    endpoint = {"EndpointStatus": "InService", "EndpointConfigName": "old", "LastModifiedTime": late}
+    assert sagemaker.has_failed(endpoint, {"CreationTime": early}, "new")
+    assert not sagemaker.has_failed({**endpoint, "LastModifiedTime": early}, {"CreationTime": late}, "new")
+    assert not sagemaker.has_failed(endpoint, None, "new")
+    assert not sagemaker.has_failed({**endpoint, "EndpointStatus": "Updating"}, {"CreationTime": early}, "new")
+
+
+def test_sums_of_several_pages_and_late_requests() -> None:
+    record = Record(Service("late", V1, V2), since=1767232800 + 1234)
+    assert sagemaker.start(record) == datetime.fromtimestamp(1767232800, timezone.utc)
+    pages = [
+        {"Id": "requests0", "Values": [3.0, 4.0]},
+        {"Id": "requests0", "Values": [1]},
+        {"Id": "errors1", "Values": [2]},
+    ]
+    stats = {name: next(iter(one.values())) for name, one in sagemaker.readings(record, pages).items()}
+    assert (stats["v1"].requests, stats["v2"].requests, stats["v2"].errors) == (8, 0, 0)
