@@ -45,8 +45,44 @@ class SageMaker:
         _check_bucket(self.records, "s3")
 
 
-Elsewhere = Union[SageMaker]
-KINDS: Mapping[str, type[Any]] = {"sagemaker": SageMaker}
+@dataclass(frozen=True)
+class Seldon:
+    """Serve by Seldon Core 2 in a Kubernetes cluster; Models are loaded by servers that are there.
+
+    Attributes:
+        address: of the service `seldon-mesh`, as the worker reaches it.
+        conn_id: Airflow connection to the cluster.
+        namespace: namespace; empty takes that of the connection.
+        prometheus_conn_id: Airflow connection (HTTP) to the Prometheus that scrapes the servers; rollouts need it.
+        metrics: what tells there what a version did, as for `KServe`.
+    """
+
+    title: ClassVar[str] = "Seldon"
+    mirrors: ClassVar[bool] = True
+
+    address: str
+    conn_id: str = "kubernetes_default"
+    namespace: str = ""
+    prometheus_conn_id: str = ""
+    metrics: Union[str, Mapping[str, str]] = "seldon"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^/@\s]+", self.address):
+            raise invalid("address", self.address, "http://HOST:PORT of seldon-mesh")
+        from airflow_ml_provider.stages.deploy import metrics  # not above: every DAG file would load it
+
+        metrics.resolve(self.metrics)
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """Checks of a rollout that can be made."""
+        from airflow_ml_provider.stages.deploy import metrics
+
+        return metrics.counted(metrics.resolve(self.metrics))
+
+
+Elsewhere = Union[SageMaker, Seldon]
+KINDS: Mapping[str, type[Any]] = {"sagemaker": SageMaker, "seldon": Seldon}
 
 
 def check(place: Elsewhere, policy: Policy) -> None:

@@ -12,6 +12,7 @@ from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.stages.deploy import elsewhere
 from airflow_ml_provider.stages.deploy.elsewhere import Elsewhere
 from airflow_ml_provider.stages.deploy.elsewhere import SageMaker as SageMaker
+from airflow_ml_provider.stages.deploy.elsewhere import Seldon as Seldon
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.deploy.strategies import Policy

@@ -10,14 +10,16 @@ import pytest
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.deploy import place as places
-from airflow_ml_provider.stages.deploy import sagemaker
+from airflow_ml_provider.stages.deploy import sagemaker, seldon
 from airflow_ml_provider.stages.deploy.bandit import BanditPolicy
-from airflow_ml_provider.stages.deploy.elsewhere import SageMaker
+from airflow_ml_provider.stages.deploy.elsewhere import SageMaker, Seldon
 from airflow_ml_provider.stages.deploy.policy import Business, ErrorRate, Latency, RolloutPolicy, ScoreShift
 from airflow_ml_provider.stages.deploy.recorded import Record
 from airflow_ml_provider.stages.deploy.service import Server, Service, Sticky, Version
 
 PLACE = SageMaker("arn:aws:iam::1:role/models", "s3://models/records", "image:1")
+SELDON = Seldon("http://mesh")
+PLACES = (PLACE, SELDON)
 
 
 def version(name: str, **server: Any) -> Version:
@@ -27,7 +29,7 @@ def version(name: str, **server: Any) -> Version:
 V1, V2 = version("v1"), version("v2")
 
 
-@pytest.mark.parametrize("place", [PLACE])
+@pytest.mark.parametrize("place", PLACES)
 def test_places_are_mappings_in_a_dag(place: Any) -> None:
     assert places.resolve(places.encode(place)) == place
 
@@ -37,6 +39,7 @@ def test_places_are_mappings_in_a_dag(place: Any) -> None:
     [
         (PLACE, (ErrorRate(), Latency()), "latency"),
         (PLACE, (ErrorRate(), ScoreShift(), Business("clicks")), "business, score"),
+        (SELDON, (ErrorRate(), Latency()), "latency"),
     ],
 )
 def test_a_check_that_nobody_counts(place: Any, checks: Any, unknown: str) -> None:
@@ -45,7 +48,7 @@ def test_a_check_that_nobody_counts(place: Any, checks: Any, unknown: str) -> No
         places.check(place, RolloutPolicy(checks=checks))
 
 
-@pytest.mark.parametrize("place", [PLACE])
+@pytest.mark.parametrize("place", PLACES)
 def test_users_who_keep_their_version(place: Any) -> None:
     with pytest.raises(SpecError, match=f"but {place.title} splits every request by itself"):
         places.check(place, BanditPolicy("success", key="user"))
@@ -130,3 +133,61 @@ def test_sums_of_several_pages_and_late_requests() -> None:
     ]
     stats = {name: next(iter(one.values())) for name, one in sagemaker.readings(record, pages).items()}
     assert (stats["v1"].requests, stats["v2"].requests, stats["v2"].errors) == (8, 0, 0)
+
+
+def test_a_histogram_of_ones_own_lets_latency_be_checked() -> None:
+    own = {"base": "seldon", "latency_bucket": 'seconds_bucket{model="{workload}"}'}
+    places.check(Seldon("http://mesh", metrics=own), RolloutPolicy())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Service("late", V1, V2, percent=0.005), "percent must be a multiple of 0.01"),
+        (Service("late", V1, V2, mirror=0.5), "mirror must be a whole number"),
+        (Service("late", V1, V2, percent=10, mirror=10), "either answer requests or mirror"),
+        (Service("late", version("v1", replicas=(0, 1))), r"replicas must be at least \(1, 1\)"),
+        (Service("late", version("v1", cpu=1)), "cpu of the server of 'v1' cannot be had on Seldon"),
+        (Service("late", version("v1", format="mlflow", max_batch=4)), "max_batch of the server"),
+        (Service("late", V1, V2, sticky=Sticky("user", "salt")), "Seldon splits every request"),
+    ],
+)
+def test_what_seldon_cannot_do(wanted: Service, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        seldon.check(wanted)
+
+
+def test_who_gets_no_requests_is_not_in_the_experiment() -> None:
+    def weights(percent: float) -> list[int]:
+        found = seldon.experiment(Service("late", V1, V2, percent=percent))
+        return [one["weight"] for one in found["spec"]["candidates"]]
+
+    assert [weights(percent) for percent in (0, 12.5, 100)] == [[10000], [8750, 1250], [10000]]
+    long = seldon.model("a" * 40, version("b" * 40))["metadata"]["name"]
+    assert len(long) <= 63
+
+
+def ready(made: Any, **status: Any) -> dict[str, Any]:
+    return {**made, "status": {"conditions": [{"type": "Ready", "status": "True"}], **status}}
+
+
+def test_what_seldon_says_of_others_does_not_count() -> None:
+    service = Service("late", V1, V2, percent=50)
+    models = [ready(seldon.model("late", one)) for one in (V1, V2)]
+    now = ready(seldon.experiment(service))
+    assert [one.percent for one in seldon.states(service, models, now).values()] == [50, 50]
+    before = ready(seldon.experiment(Service("late", V1, V2, percent=10)))
+    for found in (None, before, {**now, "status": {}}):
+        states = seldon.states(service, models, found)
+        assert (states["v1"].phase, states["v2"].phase, states["v2"].percent) == ("waits", "ready", 0)
+    late = {**ready(seldon.experiment(service), observedGeneration=1)}
+    late["metadata"] = {**late["metadata"], "generation": 2}
+    assert seldon.states(service, models, late)["v1"].why == "Seldon has not looked at the Experiment yet"
+    assert seldon.states(service, models[1:], now)["v1"].phase == "waits"
+
+
+def test_which_model_answered() -> None:
+    service = Service("late", V1, V2)
+    name = seldon.model("late", V2)["metadata"]["name"]
+    assert seldon.answered(service, {"model_name": f"{name}_3"}) == "v2"
+    assert seldon.answered(service, {"model_name": "other_1"}) == seldon.answered(service, {}) == ""
