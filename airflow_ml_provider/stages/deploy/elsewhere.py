@@ -81,8 +81,46 @@ class Seldon:
         return metrics.counted(metrics.resolve(self.metrics))
 
 
-Elsewhere = Union[SageMaker, Seldon]
-KINDS: Mapping[str, type[Any]] = {"sagemaker": SageMaker, "seldon": Seldon}
+@dataclass(frozen=True)
+class VertexAI:
+    """Serve by an Endpoint of Vertex AI.
+
+    Attributes:
+        project: project of Google Cloud.
+        location: such as `europe-west3`.
+        records: `gs://BUCKET/PREFIX` where what each service shall be is kept.
+        image: of the server; it must speak the Open Inference Protocol. `Server.image` goes before.
+        machine_type: of each replica.
+        accelerator: type of the GPUs of `Server.gpus`, such as `NVIDIA_L4`.
+        gcp_conn_id: Airflow connection to Google Cloud.
+    """
+
+    title: ClassVar[str] = "Vertex AI"
+    mirrors: ClassVar[bool] = False
+    counted: ClassVar[frozenset[str]] = frozenset({"error_rate"})
+
+    project: str
+    location: str
+    records: str
+    image: str = ""
+    machine_type: str = "n1-standard-2"
+    accelerator: str = ""
+    gcp_conn_id: str = "google_cloud_default"
+
+    def __post_init__(self) -> None:
+        for name in ("project", "location"):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.:-]*", getattr(self, name)):
+                raise invalid(name, getattr(self, name), "the name of one of Google Cloud")
+        _check_bucket(self.records, "gs")
+
+    @property
+    def parent(self) -> str:
+        """What the names of all that there is begin with."""
+        return f"projects/{self.project}/locations/{self.location}"
+
+
+Elsewhere = Union[SageMaker, Seldon, VertexAI]
+KINDS: Mapping[str, type[Any]] = {"sagemaker": SageMaker, "seldon": Seldon, "vertex": VertexAI}
 
 
 def check(place: Elsewhere, policy: Policy) -> None:

@@ -13,6 +13,7 @@ from airflow_ml_provider.stages.deploy import elsewhere
 from airflow_ml_provider.stages.deploy.elsewhere import Elsewhere
 from airflow_ml_provider.stages.deploy.elsewhere import SageMaker as SageMaker
 from airflow_ml_provider.stages.deploy.elsewhere import Seldon as Seldon
+from airflow_ml_provider.stages.deploy.elsewhere import VertexAI as VertexAI
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.deploy.strategies import Policy

@@ -10,16 +10,17 @@ import pytest
 from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.deploy import place as places
-from airflow_ml_provider.stages.deploy import sagemaker, seldon
+from airflow_ml_provider.stages.deploy import sagemaker, seldon, vertex
 from airflow_ml_provider.stages.deploy.bandit import BanditPolicy
-from airflow_ml_provider.stages.deploy.elsewhere import SageMaker, Seldon
+from airflow_ml_provider.stages.deploy.elsewhere import SageMaker, Seldon, VertexAI
 from airflow_ml_provider.stages.deploy.policy import Business, ErrorRate, Latency, RolloutPolicy, ScoreShift
 from airflow_ml_provider.stages.deploy.recorded import Record
 from airflow_ml_provider.stages.deploy.service import Server, Service, Sticky, Version
 
 PLACE = SageMaker("arn:aws:iam::1:role/models", "s3://models/records", "image:1")
 SELDON = Seldon("http://mesh")
-PLACES = (PLACE, SELDON)
+VERTEX = VertexAI("company", "europe-west3", "gs://models/records", "image:1")
+PLACES = (PLACE, SELDON, VERTEX)
 
 
 def version(name: str, **server: Any) -> Version:
@@ -40,6 +41,7 @@ def test_places_are_mappings_in_a_dag(place: Any) -> None:
         (PLACE, (ErrorRate(), Latency()), "latency"),
         (PLACE, (ErrorRate(), ScoreShift(), Business("clicks")), "business, score"),
         (SELDON, (ErrorRate(), Latency()), "latency"),
+        (VERTEX, (ErrorRate(), Latency()), "latency"),
     ],
 )
 def test_a_check_that_nobody_counts(place: Any, checks: Any, unknown: str) -> None:
@@ -191,3 +193,44 @@ def test_which_model_answered() -> None:
     name = seldon.model("late", V2)["metadata"]["name"]
     assert seldon.answered(service, {"model_name": f"{name}_3"}) == "v2"
     assert seldon.answered(service, {"model_name": "other_1"}) == seldon.answered(service, {}) == ""
+
+
+def test_a_shadow_where_nobody_mirrors() -> None:
+    shadow = RolloutPolicy(strategy="shadow", checks=(ErrorRate(),))
+    places.check(PLACE, shadow)
+    places.check(SELDON, shadow)
+    with pytest.raises(SpecError, match="strategy is 'shadow', but Vertex AI cannot mirror requests"):
+        places.check(VERTEX, shadow)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"project": ""}, "project must be the name"),
+        ({"location": "a/b"}, "location must be the name"),
+        ({"records": "s3://a"}, "records must be gs://BUCKET/PREFIX"),
+    ],
+)
+def test_wrong_settings_of_vertex(settings: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        VertexAI(**{"project": "a", "location": "b", "records": "gs://models", **settings})
+
+
+def test_identities_of_vertex() -> None:
+    service = Service("late", V1, V2, percent=30)
+    ids = vertex.identities(VERTEX, service)
+    assert all(len(one) == 10 and one.isdigit() for one in ids.values())
+    assert vertex.split(VERTEX, service) == {ids["v1"]: 70, ids["v2"]: 30}
+    assert vertex.identities(VERTEX, Service("late", version("v1", env={"A": "1"}))) != ids["v1"]
+    long = Service("a" * 40, version("b" * 40))
+    assert len(vertex.model_id(VERTEX, long.name, long.stable)) <= 63
+
+
+def test_vertex_is_what_its_split_says() -> None:
+    service = Service("late", V1, V2, percent=30)
+    one, two = vertex.identities(VERTEX, service).values()
+    good = vertex.states(VERTEX, service, (one, two), {one: 70, two: 30}, {})
+    assert [(state.phase, state.percent) for state in good.values()] == [("ready", 70), ("ready", 30)]
+    before = vertex.states(VERTEX, service, (one, two), {one: 100}, {})
+    assert [(state.phase, state.percent) for state in before.values()] == [("waits", 100), ("ready", 0)]
+    assert {state.phase for state in vertex.states(VERTEX, service, (), None, {}).values()} == {"waits"}
