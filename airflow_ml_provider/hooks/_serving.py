@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airflow_ml_provider.exceptions import invalid
-from airflow_ml_provider.stages.deploy.place import GitOps, KServe, Place
+from airflow_ml_provider.stages.deploy.place import GitOps, KServe, Place, SageMaker, Seldon, VertexAI
 from airflow_ml_provider.stages.deploy.service import Serving
 
 if TYPE_CHECKING:
@@ -22,6 +22,18 @@ def serving(place: Place) -> Serving:
         from airflow_ml_provider.hooks.gitops import gitops
 
         return gitops(place)
+    if isinstance(place, SageMaker):
+        from airflow_ml_provider.hooks.sagemaker import SageMakerServing
+
+        return SageMakerServing(place)
+    if isinstance(place, Seldon):
+        from airflow_ml_provider.hooks.seldon import SeldonServing
+
+        return SeldonServing(place)
+    if isinstance(place, VertexAI):
+        from airflow_ml_provider.hooks.vertex import VertexServing
+
+        return VertexServing(place)
     from airflow_ml_provider.serving.place import LocalServing
 
     return LocalServing(place)

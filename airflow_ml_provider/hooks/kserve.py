@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, cast
 
 from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
-from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, ClusterPlace, unless
+from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, unless
+from airflow_ml_provider.hooks._records import RecordedPlace, check_revision
 from airflow_ml_provider.hooks.prometheus import PrometheusHook
 from airflow_ml_provider.stages.deploy import prometheus
 from airflow_ml_provider.stages.deploy.kserve import inference
@@ -19,7 +20,6 @@ from airflow_ml_provider.stages.deploy.kserve.manifest import (
     SERVICE,
     manifest,
     predictors,
-    record,
     record_name,
     recorded,
 )
@@ -36,7 +36,7 @@ _NOBODY = (NOT_FOUND, 503)  # no Service, or no pod behind it, yet
 _TRIES = 5  # KServe writes the status meanwhile
 
 
-class KServeServing(ClusterPlace):
+class KServeServing(RecordedPlace):
     """The services of a namespace on KServe; fulfils `stages.deploy.service.Serving`.
 
     What a service shall be is kept in a ConfigMap `NAME-airflow-ml` beside its InferenceService, because KServe gives
@@ -90,7 +90,7 @@ class KServeServing(ClusterPlace):
                 kept = None
             if found is not None and SERVICE not in found["metadata"].get("labels", {}):
                 raise SpecError(f"InferenceService {wanted.name!r} is not Airflow's; choose another name or delete it")
-            _check_revision(wanted.name, revision, kept)
+            check_revision(wanted.name, revision, kept)
             self._manifest(wanted, found)  # refuses before anything is written
             kept = self._keep(wanted, kept)
             found = self._write(wanted, found, kept)
@@ -194,28 +194,12 @@ class KServeServing(ClusterPlace):
             found = cast("dict[str, Any]", self._custom("get", name))
         return None if found and "deletionTimestamp" in found["metadata"] and not going else found
 
-    def _record(self, name: str) -> dict[str, Any] | None:
-        with unless(NOT_FOUND):
-            return self._json(self._core.read_namespaced_config_map(record_name(name), self.namespace, **self._raw))
-        return None
-
     def _give_up(self, kept: dict[str, Any]) -> None:
         """Remove the record of a service that somebody deleted; Kubernetes would do it a little later."""
         meta = kept["metadata"]
         body = {"preconditions": {"uid": meta["uid"]}}
         with unless(NOT_FOUND, CONFLICT):
             self._core.delete_namespaced_config_map(meta["name"], self.namespace, body=body, **self._limit)
-
-    def _keep(self, wanted: Service, kept: dict[str, Any] | None) -> dict[str, Any]:
-        """Write down what a service shall be; return the record."""
-        new = record(wanted)
-        if kept is not None and kept["data"] == new["data"]:
-            return kept
-        with unless(CONFLICT):
-            if kept is None:
-                return self._json(self._core.create_namespaced_config_map(self.namespace, new, **self._raw))
-            return self._replace_record({**kept, "data": new["data"]})
-        raise Conflict(f"service {wanted.name!r} was changed by somebody else at this moment")
 
     def _own(self, kept: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         """Let Kubernetes delete the record with its InferenceService; return the record."""
@@ -227,10 +211,6 @@ class KServeServing(ClusterPlace):
         with unless(CONFLICT):
             return self._replace_record({**kept, "metadata": {**kept["metadata"], "ownerReferences": [owner]}})
         raise Conflict(f"service {found['metadata']['name']!r} was changed by somebody else at this moment")
-
-    def _replace_record(self, kept: dict[str, Any]) -> dict[str, Any]:
-        name = kept["metadata"]["name"]
-        return self._json(self._core.replace_namespaced_config_map(name, self.namespace, kept, **self._raw))
 
     def _write(self, wanted: Service, found: dict[str, Any] | None, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Write the InferenceService that follows from the record, unless it is there; return it.
@@ -247,9 +227,7 @@ class KServeServing(ClusterPlace):
                     return found
                 return cast("dict[str, Any]", self._custom("replace", wanted.name, body=_changed(found, made)))
             found = self._found(wanted.name)
-            now = self._record(wanted.name)
-            if now is None or now["metadata"]["resourceVersion"] != kept["metadata"]["resourceVersion"]:
-                raise Conflict(f"service {wanted.name!r} was changed by somebody else at this moment")
+            self._check_kept(wanted.name, kept)
         raise Unavailable(
             f"InferenceService {wanted.name!r} could not be written: it is being deleted, or others write it, too"
         )
@@ -329,15 +307,6 @@ def _told(name: str) -> Iterator[None]:
         if '"kind":"Status"' in body.replace(" ", "") and error.status not in _NOBODY:
             raise
         raise inference.refusal(name, error.status or 0, body) from error
-
-
-def _check_revision(name: str, revision: str | None, kept: Mapping[str, Any] | None) -> None:
-    if kept is None and revision is not None:
-        raise Conflict(f"service {name!r} is not there any more")
-    if kept is not None and revision is None:
-        raise Conflict(f"service {name!r} is there already")
-    if kept is not None and revision != kept["metadata"]["resourceVersion"]:
-        raise Conflict(f"service {name!r} was changed by somebody else")
 
 
 def _orphaned(kept: Mapping[str, Any], found: Mapping[str, Any] | None) -> bool:

@@ -29,7 +29,7 @@ class ServingOperator(StageOperator):
 
     Parameters:
         service: name of the service, a DNS label.
-        place: where it is: `Local(…)`, `KServe(…)` or `GitOps(…)`, or one of them as a mapping; see
+        place: where it is: `Local(…)`, `KServe(…)`, `GitOps(…)` or another one, or one as a mapping; see
             `airflow_ml_provider.stages.deploy.place`.
         poll_s: the triggerer looks at the service every so many seconds.
     """

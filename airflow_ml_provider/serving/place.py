@@ -15,6 +15,7 @@ from airflow_ml_provider.serving.client import Client
 from airflow_ml_provider.serving.spec import ServiceStatus, Status, Version, Wanted
 from airflow_ml_provider.serving.state import WANTED
 from airflow_ml_provider.stages.deploy import service as deploy
+from airflow_ml_provider.stages.deploy.elsewhere import beside
 from airflow_ml_provider.stages.deploy.place import Local
 from airflow_ml_provider.stages.deploy.service import Observed, Readings, Service, VersionState
 from airflow_ml_provider.stages.deploy.stats import Histogram, VersionStats
@@ -112,9 +113,7 @@ def _check(server: deploy.Server) -> None:
     """Refuse what a process on this machine cannot be told."""
     if server.format != "onnx":
         raise invalid("format", server.format, "onnx on this machine", "serve other formats by KServe")
-    usual = deploy.Server()
-    other = [name for name in vars(usual) if name not in _SERVER and getattr(server, name) != getattr(usual, name)]
-    if other:
+    if other := beside(server, _SERVER):
         raise SpecError(
             f"{', '.join(other)} of the server cannot be had on this machine: leave out, or serve by KServe"
         )

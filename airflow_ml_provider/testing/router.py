@@ -6,6 +6,7 @@ import logging
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from typing import Any
@@ -18,10 +19,14 @@ class _Server(ThreadingHTTPServer):
 
 
 class Router:
-    """A proxy that sends each request to one of the targets of its host, as often as its share says."""
+    """A proxy that sends each request to one of the targets of its host, as often as its share says.
 
-    def __init__(self) -> None:
-        self.routes: dict[str, list[tuple[str, int]]] = {}
+    Parameters:
+        header: that says which host is meant.
+    """
+
+    def __init__(self, header: str = "Host") -> None:
+        self.routes: dict[str, Sequence[tuple[str, float]]] = {}
         self.targets: dict[str, str] = {}
         self._count: dict[str, int] = {}
         router = self
@@ -29,7 +34,7 @@ class Router:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                status, answer = router.forward(self.headers["Host"], self.path, body)
+                status, answer = router.forward(self.headers[header], self.path, body)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -77,5 +82,5 @@ class Router:
             return 503, str(error).encode()
 
 
-def _until(routes: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
+def _until(routes: list[tuple[str, float]]) -> tuple[list[str], list[float]]:
     return [name for name, _ in routes], list(accumulate(percent for _, percent in routes))

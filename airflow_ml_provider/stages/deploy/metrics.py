@@ -89,19 +89,24 @@ def resolve(metrics: Union[str, Mapping[str, str]]) -> Metrics:
     return codec.decode(Metrics, merged, "metrics")
 
 
+def counted(metrics: Metrics) -> frozenset[str]:
+    """Return the kinds of checks that can be made."""
+    found = {ErrorRate.kind}
+    found |= {Latency.kind} if metrics.latency_bucket else set()
+    found |= {ScoreShift.kind} if metrics.score_bucket else set()
+    return frozenset(found)
+
+
 def check(metrics: Metrics, policy: Policy) -> None:
     """Refuse a policy with a check that could never be made.
 
     Raises:
         SpecError: nothing counts what it needs, so that the rollout would wait for it until its time is over.
     """
-    counted = {ErrorRate.kind}
-    counted |= {Latency.kind} if metrics.latency_bucket else set()
-    counted |= {ScoreShift.kind} if metrics.score_bucket else set()
-    if missing := sorted({one.kind for one in policy.checks} - counted):
+    if missing := sorted({one.kind for one in policy.checks} - counted(metrics)):
         raise SpecError(
             f"nothing in Prometheus tells {', '.join(missing)}, which the policy checks; the place's metrics tell "
-            f"{', '.join(sorted(counted))}: leave such checks out, or take metrics that tell it"
+            f"{', '.join(sorted(counted(metrics)))}: leave such checks out, or take metrics that tell it"
         )
 
 
@@ -177,6 +182,11 @@ SETS: Mapping[str, Mapping[str, str]] = {
         f"rest_server_requests_total{{{_REST}}}",
         f'rest_server_requests_total{{{_REST},status_code=~"5.."}}',
         f"rest_server_request_duration_seconds_bucket{{{_REST}}}",
+    ),
+    # https://docs.seldon.ai/seldon-core-2/user-guide/operational-monitoring/operational: no histogram per model.
+    "seldon": _counters(
+        'seldon_model_infer_total{namespace="{namespace}",model="{workload}"}',
+        'seldon_model_infer_total{namespace="{namespace}",model="{workload}",code=~"5.."}',
     ),
     # https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md: of the time there are sums
     # and summaries, and no histogram but that of the first response, which is not on by default.

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
+from airflow_ml_provider.stages.deploy import elsewhere
+from airflow_ml_provider.stages.deploy.elsewhere import Elsewhere
+from airflow_ml_provider.stages.deploy.elsewhere import SageMaker as SageMaker
+from airflow_ml_provider.stages.deploy.elsewhere import Seldon as Seldon
+from airflow_ml_provider.stages.deploy.elsewhere import VertexAI as VertexAI
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.deploy.strategies import Policy
@@ -121,8 +126,8 @@ class GitOps:
             raise invalid("author", self.author, "NAME <ADDRESS>")
 
 
-Place = Union[Local, KServe, GitOps]
-KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe, "gitops": GitOps}
+Place = Union[Local, KServe, GitOps, Elsewhere]
+KINDS: Mapping[str, type[Any]] = {"local": Local, "kserve": KServe, "gitops": GitOps, **elsewhere.KINDS}
 
 
 def resolve(place: Any) -> Place:
@@ -131,12 +136,13 @@ def resolve(place: Any) -> Place:
     Raises:
         SpecError: it is neither.
     """
-    if isinstance(place, (Local, KServe, GitOps)):
-        return place
+    if isinstance(place, tuple(KINDS.values())):
+        return cast("Place", place)
     if isinstance(place, Mapping) and len(place) == 1 and (kind := next(iter(place))) in KINDS:
         found: Place = codec.decode(KINDS[kind], place[kind] or {}, kind)
         return found
-    allowed = 'Local(…), KServe(…), GitOps(…), or one of them as a mapping such as {"kserve": {"namespace": "ml"}}'
+    names = ", ".join(f"{one.__name__}(…)" for one in KINDS.values())
+    allowed = f'{names}, or one of them as a mapping such as {{"kserve": {{"namespace": "ml"}}}}'
     raise invalid("place", place, allowed)
 
 
@@ -154,7 +160,9 @@ def check(place: Place, policy: Policy) -> None:
     if policy.strategy in ("ab", "bandit"):
         _check_trial(place, policy)
     kserve = place.kserve if isinstance(place, GitOps) else place
-    if isinstance(kserve, KServe):
+    if isinstance(place, tuple(elsewhere.KINDS.values())):
+        elsewhere.check(cast("Elsewhere", place), policy)
+    elif isinstance(kserve, KServe):
         from airflow_ml_provider.stages.deploy import metrics
 
         metrics.check(metrics.resolve(kserve.metrics), policy)
@@ -175,8 +183,9 @@ def _check_trial(place: Place, policy: Any) -> None:
     from airflow_ml_provider.stages.deploy.stats import SUCCESS
 
     if policy.key and not isinstance(place, Local):
+        title = getattr(place, "title", "KServe")
         raise SpecError(
-            f"key is {policy.key!r}, but KServe splits every request by itself, so that users would not keep their "
+            f"key is {policy.key!r}, but {title} splits every request by itself, so that users would not keep their "
             "version; leave key empty and take a metric of requests, or serve with `local`"
         )
     if policy.outcomes is None and policy.metric != SUCCESS:

@@ -12,6 +12,7 @@ pytest.importorskip("airflow.providers.cncf.kubernetes")
 from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
 from airflow_ml_provider.hooks import kserve
 from airflow_ml_provider.hooks._cluster import explained
+from airflow_ml_provider.hooks._records import check_revision
 
 
 def test_same_protocol() -> None:
@@ -34,7 +35,7 @@ def test_same_protocol() -> None:
 def test_revisions(revision: str | None, kept: str | None, message: str) -> None:
     found = {"metadata": {"resourceVersion": kept}} if kept else None
     with pytest.raises(Conflict, match=f"service 'late' {message}"):
-        kserve._check_revision("late", revision, found)
+        check_revision("late", revision, found)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -34,7 +34,14 @@ def request(rows: Mapping[str, Sequence[Any]], format: str = "onnx") -> dict[str
     return {"inputs": [_input(name, list(values), format) for name, values in rows.items()]}
 
 
-def post(url: str, address: str, name: str, body: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+def post(
+    url: str,
+    address: str,
+    name: str,
+    body: Mapping[str, Any],
+    timeout_s: float,
+    further: Optional[Mapping[str, str]] = None,
+) -> Mapping[str, Any]:
     """Return what a service answers to a request.
 
     Parameters:
@@ -43,6 +50,7 @@ def post(url: str, address: str, name: str, body: Mapping[str, Any], timeout_s: 
         name: name of the service, which is that of the model.
         body: the request.
         timeout_s: it fails after so many seconds.
+        further: headers that go with it.
 
     Raises:
         DataError: the model does not take these rows.
@@ -52,7 +60,7 @@ def post(url: str, address: str, name: str, body: Mapping[str, Any], timeout_s: 
         raise Unavailable(f"service {name!r} has no address yet")
     parts = urlsplit(url)
     base = f"{address.rstrip('/')}{parts.path}" if address else url
-    headers = {"Content-Type": "application/json", "Host": parts.netloc}
+    headers = {"Content-Type": "application/json", "Host": parts.netloc, **(further or {})}
     data = json.dumps(body, allow_nan=False).encode()
     sent = Request(f"{base.rstrip('/')}/v2/models/{name}/infer", data, headers, method="POST")  # noqa: S310
     try:
