@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 Key = Optional[tuple[str, str]]
 """What a request carried, and the version that it has by it."""
@@ -41,15 +42,21 @@ class PredictionLog:
         self._met.clear()
 
     def add(
-        self, version: str, traffic: str, request: bytes, response: bytes, milliseconds: float, sticky: Key = None
+        self,
+        version: str,
+        traffic: str,
+        request: Mapping[str, Any],
+        response: Mapping[str, Any],
+        milliseconds: float,
+        sticky: Key = None,
     ) -> None:
         """Keep one request and its answer.
 
         Parameters:
             version: who answered.
             traffic: kind of traffic.
-            request: body.
-            response: body.
+            request: as JSON has it.
+            response: likewise.
             milliseconds: how long it took.
             sticky: the key that the request carried, and the version that it has by it.
         """
@@ -63,8 +70,8 @@ class PredictionLog:
             "version": version,
             "traffic": traffic,
             "milliseconds": round(milliseconds, 3),
-            "request": json.loads(request, parse_constant=lambda _: None),  # NaN is not JSON
-            "response": json.loads(response),
+            "request": request,
+            "response": response,
         }
         if sticky:
             line["key"], line["assigned"] = sticky

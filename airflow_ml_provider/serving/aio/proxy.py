@@ -1,24 +1,20 @@
-"""The users' side of a gateway: one request in, one answer out, from the version that the split says."""
+"""One request in, one answer out, from the version that the split says, whatever the protocol."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
-import aiohttp
 from aiohttp import web
 
-from airflow_ml_provider.exceptions import Unavailable, unknown_name
+from airflow_ml_provider.exceptions import DataError, Unavailable, unknown_name
 from airflow_ml_provider.serving import oip
 from airflow_ml_provider.serving.aio.predictions import Key, PredictionLog
 from airflow_ml_provider.serving.aio.replica import Replica
-from airflow_ml_provider.serving.aio.web import json_response
 from airflow_ml_provider.serving.spec import Wanted
 from airflow_ml_provider.serving.split import Split
 from airflow_ml_provider.serving.stats import Fault, Traffic, VersionStats
@@ -27,12 +23,16 @@ log = logging.getLogger(__name__)
 
 STICKY_KEY = "x-sticky-key"
 MIRRORS = 64  # copies under way at a time, over all versions
-_FORWARDED = ("Content-Type", oip.BINARY_HEADER)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model server answered, and where it says that the time went (the header `Server-Timing`)."""
+    """What a model server answered, and where it says that the time went (the header `Server-Timing`).
+
+    Attributes:
+        status: that of REST; gRPC's codes are translated, so that both count alike.
+        body: as it came; of an error of gRPC its message.
+    """
 
     status: int
     body: bytes
@@ -46,6 +46,38 @@ class Failed(Exception):
     def __init__(self, fault: Fault, why: str) -> None:
         super().__init__(why)
         self.fault = fault
+
+    @property
+    def status(self) -> int:
+        return 504 if self.fault == "timeout" else 502
+
+
+class Asked(Protocol):
+    """An inference request in the form in which it came."""
+
+    def header(self, name: str) -> Optional[str]:
+        """Return what the request carries under a name."""
+        ...
+
+    async def send(self, replica: Replica, timeout_s: float) -> Answer:
+        """Return the answer of a server.
+
+        Raises:
+            Failed: there is none.
+        """
+        ...
+
+    def request(self) -> Mapping[str, Any]:
+        """Return the request as the protocol's JSON has it."""
+        ...
+
+    def response(self, answer: Answer) -> Mapping[str, Any]:
+        """Return an answer likewise.
+
+        Raises:
+            ValueError, DataError: it is none.
+        """
+        ...
 
 
 @dataclass
@@ -69,9 +101,8 @@ class Proxy:
     """Passes inference requests on.
 
     Parameters:
-        service: name of the service, which is what the model is called in URLs.
+        service: name of the service, which is what the model is called in requests.
         routes: where requests go; the gateway replaces its content.
-        session: HTTP client.
         predictions: where a sample of the answers goes.
         draw: gives numbers in [0, 1).
     """
@@ -80,40 +111,31 @@ class Proxy:
         self,
         service: str,
         routes: Routes,
-        session: aiohttp.ClientSession,
         predictions: PredictionLog,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._service, self.routes, self._session, self._draw = service, routes, session, draw
+        self.service, self.routes, self._draw = service, routes, draw
         self._predictions = predictions
         self._mirrors: set[asyncio.Task[None]] = set()
 
-    async def infer(self, request: web.Request) -> web.Response:
-        """Answer a user's request."""
-        body, headers = await request.read(), _forwarded(request.headers)
-        named = request.match_info.get("version")
-        try:
-            if named is not None:
-                version, answer = named, await self._ask(self._ready(named), "direct", body, headers)
-            else:
-                version, answer = await self._live(*self._choose(request), body, headers)
-                asyncio.get_running_loop().call_soon(self._mirror, version, body, headers)
-        except Failed as failed:
-            return json_response(oip.error(failed), 504 if failed.fault == "timeout" else 502)
-        told = {"Server_Timing": answer.timing} if answer.timing else {}
-        return json_response(answer.body, answer.status, x_model_version=version, **told)
+    async def infer(self, asked: Asked, named: Optional[str] = None) -> tuple[str, Answer]:
+        """Return who answers a user's request, and what.
 
-    async def metadata(self, request: web.Request) -> web.Response:
-        """Answer what the model looks like, from the stable version or the one that is named."""
-        version = self._ready(request.match_info.get("version") or self.routes.wanted.stable)
-        url = f"{self.routes.replicas[version].url}/v2/models/{self._service}"
-        try:
-            async with self._session.get(url, timeout=self._timeout()) as response:
-                return json_response(await response.read(), response.status, x_model_version=version)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise Unavailable(f"version {version!r} did not answer: {error}") from error
+        Parameters:
+            named: ask this version, whatever its share.
 
-    def is_ready(self, version: Optional[str] = None) -> bool:
+        Raises:
+            Failed: there is no answer.
+            HTTPNotFound: there is no such version.
+            Unavailable: the version does not take requests now.
+        """
+        if named is not None:
+            return named, await self._ask(self.ready_version(named), "direct", asked)
+        version, answer = await self._live(*self._choose(asked), asked)
+        asyncio.get_running_loop().call_soon(self._mirror, version, asked)
+        return version, answer
+
+    def is_ready(self, version: str = "") -> bool:
         """Return whether a version takes requests, by default the stable one."""
         replica = self.routes.replicas.get(version or self.routes.wanted.stable)
         return replica is not None and replica.ready
@@ -123,47 +145,47 @@ class Proxy:
         for task in self._mirrors:
             task.cancel()
 
-    def _choose(self, request: web.Request) -> tuple[str, Key]:
+    def _choose(self, asked: Asked) -> tuple[str, Key]:
         """Return the version of a request, and by which key it has it, where that is to be logged."""
         split = self.routes.split
-        key = request.headers.get(split.sticky.header if split.sticky else STICKY_KEY)
+        key = asked.header(split.sticky.header if split.sticky else STICKY_KEY)
         if key is None:
             return split.choose(self._draw() * 100), None
-        chosen = split.of_key(self._service, key)
+        chosen = split.of_key(self.service, key)
         return chosen, (key, chosen) if split.sticky else None
 
-    def _ready(self, version: str) -> str:
-        """Return a version that takes requests.
+    def ready_version(self, version: str = "") -> str:
+        """Return a version that takes requests, by default the stable one.
 
         Raises:
+            HTTPNotFound: there is no such version.
             Unavailable: it is wanted, but does not take any now.
         """
         routes = self.routes
         if not routes.wanted.versions:
-            raise Unavailable(f"service {self._service!r} has no versions")
+            raise Unavailable(f"service {self.service!r} has no versions")
+        version = version or routes.wanted.stable
         if version not in routes.replicas:
             raise web.HTTPNotFound(text=str(unknown_name("version", version[:63], routes.replicas)))
         if not routes.replicas[version].ready:
-            raise Unavailable(f"version {version!r} of service {self._service!r} is {routes.replicas[version].state}")
+            raise Unavailable(f"version {version!r} of service {self.service!r} is {routes.replicas[version].state}")
         return version
 
-    async def _live(self, chosen: str, sticky: Key, body: bytes, headers: Mapping[str, str]) -> tuple[str, Answer]:
+    async def _live(self, chosen: str, sticky: Key, asked: Asked) -> tuple[str, Answer]:
         """Return who answered and what: the chosen version, or the stable one when that cannot."""
         if chosen != self.routes.wanted.stable:
             if self.routes.replicas[chosen].ready:
                 try:
-                    return chosen, await self._ask(chosen, "live", body, headers, sticky)
+                    return chosen, await self._ask(chosen, "live", asked, sticky)
                 except Failed as failed:  # inference changes nothing, so asking again is safe
                     if failed.fault != "connection":
                         raise
             if chosen in self.routes.stats:  # it may have gone meanwhile
                 self.routes.stats[chosen].fallbacks += 1
-        stable = self._ready(self.routes.wanted.stable)
-        return stable, await self._ask(stable, "live", body, headers, sticky)
+        stable = self.ready_version()
+        return stable, await self._ask(stable, "live", asked, sticky)
 
-    async def _ask(
-        self, version: str, traffic: Traffic, body: bytes, headers: Mapping[str, str], sticky: Key = None
-    ) -> Answer:
+    async def _ask(self, version: str, traffic: Traffic, asked: Asked, sticky: Key = None) -> Answer:
         """Return the answer of one version, and count it.
 
         Raises:
@@ -171,68 +193,48 @@ class Proxy:
         """
         stats = self.routes.stats[version].of(traffic)
         try:
-            answer = await self._post(self.routes.replicas[version], body, headers)
+            answer = await asked.send(self.routes.replicas[version], self.routes.wanted.timeout_s)
+            if answer.status == 503:  # it has begun to end, and has not looked at the request
+                raise Failed("connection", f"version {version!r} is not ready")
         except Failed as failed:
             stats.failed(failed.fault)
             raise
-        asyncio.get_running_loop().call_soon(self._count, version, traffic, body, answer, sticky)
+        asyncio.get_running_loop().call_soon(self._count, version, traffic, asked, answer, sticky)
         return answer
 
-    def _timeout(self) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(total=self.routes.wanted.timeout_s)
-
-    async def _post(self, replica: Replica, body: bytes, headers: Mapping[str, str]) -> Answer:
-        url, began = f"{replica.url}/v2/models/{self._service}/infer", time.perf_counter()
-        try:
-            async with self._session.post(url, data=body, headers=headers, timeout=self._timeout()) as response:
-                found = await response.read()
-                timing = response.headers.get("Server-Timing", "")
-                answer = Answer(response.status, found, (time.perf_counter() - began) * 1000, timing)
-        except asyncio.TimeoutError:
-            why = f"version {replica.version!r} did not answer within {self.routes.wanted.timeout_s} s"
-            raise Failed("timeout", why) from None
-        except (aiohttp.ClientError, OSError) as error:
-            replica.lost()
-            raise Failed("connection", f"version {replica.version!r} is not there: {error}") from None
-        if answer.status == 503:  # it has begun to end, and has not looked at the request
-            raise Failed("connection", f"version {replica.version!r} is not ready")
-        return answer
-
-    def _count(self, version: str, traffic: Traffic, body: bytes, answer: Answer, sticky: Key) -> None:
+    def _count(self, version: str, traffic: Traffic, asked: Asked, answer: Answer, sticky: Key) -> None:
         """Count an answer; done when the user has it."""
         stats = self.routes.stats.get(version)
         if stats is None:  # no longer wanted
             return
+        response: Mapping[str, Any] = {}
         scores: list[Any] = []
         if answer.status == 200:
             try:
-                scores = oip.scores(json.loads(answer.body))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                response = asked.response(answer)
+                scores = oip.scores(response)
+            except (ValueError, KeyError, TypeError, AttributeError, DataError):
                 log.warning("version %s: the answer is not of the protocol", version)
         stats.of(traffic).answered(answer.status, answer.milliseconds, scores)
         percent = self.routes.wanted.log_percent
         sampled = percent and self._draw() * 100 < percent
         if answer.status == 200 and (sampled or self._predictions.is_new(sticky)):
-            self._predictions.add(version, traffic, body, answer.body, answer.milliseconds, sticky)
+            self._predictions.add(version, traffic, asked.request(), response, answer.milliseconds, sticky)
 
-    def _mirror(self, answered: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def _mirror(self, answered: str, asked: Asked) -> None:
         """Send copies to those who get one."""
         for version in self.routes.split.copies(answered, self._draw() * 100):
             if len(self._mirrors) >= MIRRORS:
                 self.routes.stats[version].mirror_dropped += 1
             elif self.routes.replicas[version].ready:
-                task = asyncio.create_task(self._copy(version, body, headers))
+                task = asyncio.create_task(self._copy(version, asked))
                 self._mirrors.add(task)
                 task.add_done_callback(self._mirrors.discard)
 
-    async def _copy(self, version: str, body: bytes, headers: Mapping[str, str]) -> None:
+    async def _copy(self, version: str, asked: Asked) -> None:
         if version not in self.routes.replicas:
             return
         try:
-            await self._ask(version, "mirror", body, headers)
+            await self._ask(version, "mirror", asked)
         except Failed as failed:
             log.info("copy: %s", failed)
-
-
-def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: headers[name] for name in _FORWARDED if name in headers}
