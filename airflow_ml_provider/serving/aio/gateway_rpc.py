@@ -28,6 +28,7 @@ _CHANNEL = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter from a server that has just stopped
 
 
 class Channels:
@@ -87,7 +88,7 @@ class RpcRequest:
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise Failed("timeout", f"version {replica.version!r} did not answer within {timeout_s} s") from None
-            if error.code() == grpc.StatusCode.UNAVAILABLE:
+            if error.code() in _GONE:
                 replica.lost()
                 raise Failed("connection", f"version {replica.version!r} is not there: {error.details()}") from None
             body, status = (error.details() or "").encode(), rpc.STATUSES.get(error.code(), 500)

@@ -73,6 +73,8 @@ def check(what: str, name: str, known: Collection[str]) -> None:
 
 def _guarded(method: Method, draining: Draining) -> Method:
     async def answer(body: bytes, context: Context) -> bytes:
+        if draining.closed:
+            await abort(context, 503, "the server is ending")
         with draining.flight():
             try:
                 return await method(body, context)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_LAST_WORDS_S = 1.0
 _STATUS = ((SpecError, 422), (DataError, 400), (Conflict, 409), (Unavailable, 503))
 
 
@@ -61,10 +62,11 @@ class Draining:
 
     Attributes:
         started: whether the end has begun; not ready any more from then on.
+        closed: whether nothing new is taken any more.
     """
 
     def __init__(self) -> None:
-        self.started = False
+        self.started = self.closed = False
         self._in_flight = 0
 
     @contextmanager
@@ -93,17 +95,18 @@ class Draining:
         Parameters:
             linger_s: how long new connections are still taken, while others learn that this is not ready any more.
             grace_s: how long to wait for what is in flight then.
-            rpc: likewise; takes no new calls after the same time.
+            rpc: ends when nothing is in flight; what still comes until then is UNAVAILABLE.
         """
         self.started = True
         await asyncio.sleep(linger_s)
+        self.closed = True
         for site in runner.sites:
             await site.stop()
         deadline = asyncio.get_running_loop().time() + grace_s
-        if rpc is not None:
-            await rpc.stop(grace_s)
         while self._in_flight and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
+        if rpc is not None:
+            await rpc.stop(_LAST_WORDS_S)
 
 
 def application(draining: Draining, max_body: int, **options: Any) -> web.Application:
