@@ -49,7 +49,7 @@ class KServeObjects(KServeServing):
         """Return what has become of an object, and its address."""
         with self._explained():
             made, found = objects.manifest(name, wanted, self.abilities), self._get(name, wanted)
-            labels = {"label_selector": objects.selector(name, wanted), **self._limit}
+            labels = {"label_selector": objects.selector(name, wanted), **self._raw}
             graph = wanted.object_kind == Graph.object_kind
             if graph and self.abilities.shape == "serverless":
                 parts = self._objects(

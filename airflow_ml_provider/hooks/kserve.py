@@ -196,7 +196,7 @@ class KServeServing(ClusterPlace):
 
     def _record(self, name: str) -> dict[str, Any] | None:
         with unless(NOT_FOUND):
-            return self._json(self._core.read_namespaced_config_map(record_name(name), self.namespace, **self._limit))
+            return self._json(self._core.read_namespaced_config_map(record_name(name), self.namespace, **self._raw))
         return None
 
     def _give_up(self, kept: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ class KServeServing(ClusterPlace):
             return kept
         with unless(CONFLICT):
             if kept is None:
-                return self._json(self._core.create_namespaced_config_map(self.namespace, new, **self._limit))
+                return self._json(self._core.create_namespaced_config_map(self.namespace, new, **self._raw))
             return self._replace_record({**kept, "data": new["data"]})
         raise Conflict(f"service {wanted.name!r} was changed by somebody else at this moment")
 
@@ -230,7 +230,7 @@ class KServeServing(ClusterPlace):
 
     def _replace_record(self, kept: dict[str, Any]) -> dict[str, Any]:
         name = kept["metadata"]["name"]
-        return self._json(self._core.replace_namespaced_config_map(name, self.namespace, kept, **self._limit))
+        return self._json(self._core.replace_namespaced_config_map(name, self.namespace, kept, **self._raw))
 
     def _write(self, wanted: Service, found: dict[str, Any] | None, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Write the InferenceService that follows from the record, unless it is there; return it.
@@ -273,7 +273,7 @@ class KServeServing(ClusterPlace):
         return replace(seen, pods=pods, warning=self._warned("InferenceService", name))
 
     def _selected(self, name: str) -> dict[str, Any]:
-        return {"label_selector": f"{_SELECTOR}={name}", **self._limit}
+        return {"label_selector": f"{_SELECTOR}={name}", **self._raw}
 
     def _warned(self, kind: str, name: str) -> str:
         """Return the last warning of KServe; it says there what it does not say in the status."""
