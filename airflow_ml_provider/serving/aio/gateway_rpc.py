@@ -92,7 +92,7 @@ class RpcRequest:
                 replica.lost()
                 raise Failed("connection", f"version {replica.version!r} is not there: {error.details()}") from None
             body, status = (error.details() or "").encode(), rpc.STATUSES.get(error.code(), 500)
-        timing = dict(await call.trailing_metadata() or ()).get(messages.TIMING, "")
+        timing = messages.told(await call.trailing_metadata()).get(messages.TIMING, "")
         return Answer(status, body, (time.perf_counter() - began) * 1000, timing)
 
     def request(self) -> Mapping[str, Any]:
@@ -135,7 +135,7 @@ class RpcUsers:
     async def _infer(self, body: bytes, context: Context) -> bytes:
         message = messages.parse("ModelInferRequest", body)
         rpc.check("model", message.model_name, [self._proxy.service])
-        asked = RpcRequest(self._channels, body, message, dict(context.invocation_metadata() or ()))
+        asked = RpcRequest(self._channels, body, message, messages.told(context.invocation_metadata()))
         try:
             # Whoever asks may give up sooner; what the version did is counted all the same, as over REST.
             version, answer = await self._whole(self._proxy.infer(asked, message.model_version or None))

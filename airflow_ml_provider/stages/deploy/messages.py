@@ -149,6 +149,11 @@ def _or_null(value: Any) -> Any:
     return value if isinstance(value, str) or math.isfinite(value) else None
 
 
+def told(metadata: Any) -> dict[str, str]:
+    """Return metadata of a call by key."""
+    return dict(iter(metadata or ()))  # as pairs: `keys` of grpcio's own class differ between versions
+
+
 def _data(tensor: Any, raw: Any) -> Sequence[Any]:
     """Return the values of a tensor; of another datatype than FP32 and BYTES none."""
     if tensor.datatype == "BYTES":

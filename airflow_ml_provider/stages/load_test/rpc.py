@@ -93,7 +93,7 @@ class RpcClient:
             body = await call
         except self._failed as error:
             return f"status {error.code().name}", {}
-        told = dict(await call.trailing_metadata() or ())
+        told = messages.told(await call.trailing_metadata())
         if not messages.parse("ModelInferResponse", body).outputs:
             return "no outputs", {}
         if version := told.get(messages.VERSION):

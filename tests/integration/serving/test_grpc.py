@@ -105,7 +105,7 @@ class Stub:
 
 
 def settled(call: Any) -> Answer:
-    told = dict(call.trailing_metadata() or ())
+    told = messages.told(call.trailing_metadata())
     tail = {"version": told.get("x-model-version", ""), "timing": told.get("server-timing", "")}
     if call.code() is not grpc.StatusCode.OK:
         return Answer(call.code().name, says=call.details(), **tail)
