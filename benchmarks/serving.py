@@ -3,7 +3,8 @@
     python benchmarks/serving.py --python /opt/venvs/serving/bin/python --mlserver /opt/venvs/mlserver/bin/python
 
 LightGBM with 100 trees on 20 numbers, one row a request. `engine` is ONNX Runtime in the process itself, `server` is
-one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching.
+one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching, and
+over gRPC, asked by grpcio's own client, which takes its time, where REST is asked over a bare socket.
 `kserve` and `mlserver` are their servers with a model class around ONNX Runtime, where the Pythons have them. One
 client at a time gives the latencies, then `--clients` at once give the throughput; all share the machine's cores. The
 CPU time of the servers per request says what they cost where other work runs beside them, as latencies then do not.
@@ -23,16 +24,18 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 HERE = Path(__file__).resolve()
 FEATURES = [f"f{i:02d}" for i in range(20)]
 ROW = {name: round(0.1 * i - 1, 3) for i, name in enumerate(FEATURES)}
 INFER = "/v2/models/bench/infer"
 
-Place = tuple[int, list[int]]  # port, and the processes behind it
+Place = tuple[str, list[int]]  # http:// or grpc:// and a port, and the processes behind it
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000, help="one after the other, for the latencies")
     parser.add_argument("--seconds", type=float, default=8.0, help="of many clients at once, for the throughput")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load:
         print(json.dumps(asyncio.run(_load(args.load, args.clients, args.seconds))))
@@ -58,11 +61,11 @@ def main() -> None:
                 print(f"{way:12} {_measure(*place, base[0], args) if place else 'not installed'}", flush=True)
 
 
-def _measure(port: int, pids: list[int], base: float, args: argparse.Namespace) -> str:
+def _measure(url: str, pids: list[int], base: float, args: argparse.Namespace) -> str:
     before = _cpu_ms(pids)
-    p50, p95 = _quantiles(_one_by_one(port, args.requests))
+    p50, p95 = _quantiles(_one_by_one(url, args.requests))
     between = _cpu_ms(pids)
-    many = _many(port, args)
+    many = _many(url, args)
     one, all_at_once = (between - before) / args.requests, (_cpu_ms(pids) - between) / max(many["answered"], 1)
     return (
         f"p50 {p50:7.3f} ms  p95 {p95:7.3f} ms  +{p50 - base:.3f} ms  CPU {one:.3f} ms   "
@@ -81,17 +84,19 @@ def _cpu_ms(pids: list[int]) -> float:
 
 
 def _ways(args: argparse.Namespace, folder: Path, package: Path, digest: str) -> dict[str, Callable[[], Any]]:
-    def server(max_batch: int) -> Any:
-        return lambda: _server(args.python, folder, package, digest, max_batch)
+    def server(max_batch: int, grpc: bool = False) -> Any:
+        return lambda: _server(args.python, folder, package, digest, max_batch, grpc)
 
-    def gateway(max_batch: int) -> Any:
-        return lambda: _gateway(args.python, folder / f"root-{max_batch}", package, digest, max_batch)
+    def gateway(max_batch: int, grpc: bool = False) -> Any:
+        return lambda: _gateway(args.python, folder / f"root-{max_batch}-{grpc}", package, digest, max_batch, grpc)
 
     return {
         "server": server(64),
         "server 1": server(1),
+        "server grpc": server(64, True),
         "gateway": gateway(64),
         "gateway 1": gateway(1),
+        "gateway grpc": gateway(64, True),
         "kserve": lambda: _kserve(args.python, folder, package),
         "mlserver": lambda: _mlserver(args.mlserver, folder / "mlserver", package),
     }
@@ -136,27 +141,38 @@ def _engine(package: Path, requests: int) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _server(python: str, folder: Path, package: Path, digest: str, max_batch: int) -> Iterator[Place]:
+def _server(
+    python: str, folder: Path, package: Path, digest: str, max_batch: int, grpc: bool
+) -> Iterator[Place | None]:
     from airflow_ml_provider.serving import folder as folders
 
+    if grpc and not _has(python, "grpc"):
+        yield None
+        return
+    port, grpc_port = _free_port(), _free_port()
     command = [python, "-m", "airflow_ml_provider.serving.aio.server", "--name=bench", f"--max-batch={max_batch}"]
-    command += [f"--package={package}", f"--digest={digest}", f"--port={(port := _free_port())}"]
+    command += [f"--package={package}", f"--digest={digest}", f"--port={port}"]
+    command += [f"--grpc-port={grpc_port}"] if grpc else []
     with _process(command, folders.environment(folders.put_package(folder)), folder, port) as pid:
-        yield port, [pid]
+        yield f"grpc://127.0.0.1:{grpc_port}" if grpc else f"http://127.0.0.1:{port}", [pid]
 
 
 @contextlib.contextmanager
-def _gateway(python: str, root: Path, package: Path, digest: str, max_batch: int) -> Iterator[Place]:
+def _gateway(python: str, root: Path, package: Path, digest: str, max_batch: int, grpc: bool) -> Iterator[Place | None]:
     from airflow_ml_provider.serving import launch
     from airflow_ml_provider.serving.spec import Version, Wanted
 
-    port = _free_port()
-    client = launch.start(root, "bench", python=python, port=port)
+    if grpc and not _has(python, "grpc"):
+        yield None
+        return
+    client = launch.start(root, "bench", python=python, grpc_port=0 if grpc else None)
+    address = launch.find(root, "bench")
+    assert address is not None
     try:
         client.apply(Wanted({"1": Version(str(package), digest, percent=100, max_batch=max_batch)}, stable="1"))
         while not (status := client.status()).ready:
             time.sleep(0.1)
-        yield port, [status.pid, int(status.versions["1"].pid or 0)]
+        yield address.grpc or address.url, [status.pid, int(status.versions["1"].pid or 0)]
     finally:
         launch.stop(root, "bench")
 
@@ -197,7 +213,7 @@ def _kserve(python: str, folder: Path, package: Path) -> Iterator[Place | None]:
     script.write_text(textwrap.dedent(_KSERVE))
     command = [python, str(script), str(port), str(package / "model.onnx")]
     with _process(command, dict(os.environ), folder, port) as pid:
-        yield port, [pid]
+        yield f"http://127.0.0.1:{port}", [pid]
 
 
 _MLSERVER = """
@@ -235,7 +251,7 @@ def _mlserver(python: str | None, folder: Path, package: Path) -> Iterator[Place
     program = "import sys; from mlserver.cli import main; sys.argv = ['mlserver', 'start', sys.argv[1]]; main()"
     command = [python, "-c", program, str(folder)]
     with _process(command, {**os.environ, "PYTHONPATH": str(folder)}, folder, ports["http_port"]) as pid:
-        yield ports["http_port"], [pid]
+        yield f"http://127.0.0.1:{ports['http_port']}", [pid]
 
 
 def _has(python: str, module: str) -> bool:
@@ -262,7 +278,7 @@ def _process(command: list[str], env: dict[str, str], folder: Path, port: int) -
 
 def _answers(port: int) -> bool:
     try:
-        return _one_by_one(port, 1) != []
+        return _one_by_one(f"http://127.0.0.1:{port}", 1) != []
     except (OSError, RuntimeError):
         return False
 
@@ -281,6 +297,13 @@ def _request() -> bytes:
     return head.encode() + body
 
 
+def _message() -> bytes:
+    from airflow_ml_provider.stages.deploy import messages
+
+    inputs = [{"name": name, "shape": [1, 1], "datatype": "FP32", "data": [value]} for name, value in ROW.items()]
+    return messages.ask("bench", "", {"id": "x", "inputs": inputs})
+
+
 def _complete(answer: bytes) -> bool:
     head, found, body = answer.partition(b"\r\n\r\n")
     if not found:
@@ -289,10 +312,13 @@ def _complete(answer: bytes) -> bool:
     return len(body) >= int(length.split(b":")[1])
 
 
-def _one_by_one(port: int, requests: int) -> list[float]:
+def _one_by_one(url: str, requests: int) -> list[float]:
     """Return the milliseconds of each request of one client."""
+    place = urlsplit(url)
+    if place.scheme == "grpc":
+        return _one_by_one_grpc(place.netloc, requests)
     sent, found = _request(), []
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(requests):
             began, answer = time.perf_counter(), b""
@@ -308,16 +334,32 @@ def _one_by_one(port: int, requests: int) -> list[float]:
     return found
 
 
-def _many(port: int, args: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, str(HERE), f"--load={port}", f"--clients={args.clients}", f"--seconds={args.seconds}"]
+def _one_by_one_grpc(target: str, requests: int) -> list[float]:
+    import grpc
+
+    from airflow_ml_provider.stages.deploy import messages
+
+    sent, found = _message(), []
+    with grpc.insecure_channel(target) as channel:
+        infer = channel.unary_unary(messages.INFER)
+        for _ in range(requests):
+            began = time.perf_counter()
+            infer(sent)
+            found.append((time.perf_counter() - began) * 1000)
+    return found
+
+
+def _many(url: str, args: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, str(HERE), f"--load={url}", f"--clients={args.clients}", f"--seconds={args.seconds}"]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return found
 
 
-async def _load(port: int, clients: int, seconds: float) -> dict[str, float]:
+async def _load(url: str, clients: int, seconds: float) -> dict[str, float]:
     """Ask with many clients at once, each the next as soon as it has its answer."""
-    until = time.perf_counter() + seconds
-    found = await asyncio.gather(*(_client(port, until) for _ in range(clients)))
+    until, place = time.perf_counter() + seconds, urlsplit(url)
+    client = _grpc_client(place.netloc, until) if place.scheme == "grpc" else partial(_client, place.port, until)
+    found = await asyncio.gather(*(client() for _ in range(clients)))
     times = [one for good, _ in found for one in good]
     p50, p95 = _quantiles(times)
     return {"answered": len(times), "p50": p50, "p95": p95, "failed": sum(bad for _, bad in found)}
@@ -337,6 +379,27 @@ async def _client(port: int, until: float) -> tuple[list[float], int]:
             bad += 1
     writer.close()
     return good, bad
+
+
+def _grpc_client(target: str, until: float) -> Callable[[], Awaitable[tuple[list[float], int]]]:
+    """Return a client; all of them share one connection, as they do in gRPC."""
+    import grpc.aio
+
+    from airflow_ml_provider.stages.deploy import messages
+
+    infer, sent = grpc.aio.insecure_channel(target).unary_unary(messages.INFER), _message()
+
+    async def ask() -> tuple[list[float], int]:
+        good, bad = [], 0
+        while (began := time.perf_counter()) < until:
+            try:
+                await infer(sent)
+                good.append((time.perf_counter() - began) * 1000)
+            except grpc.aio.AioRpcError:
+                bad += 1
+        return good, bad
+
+    return ask
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:

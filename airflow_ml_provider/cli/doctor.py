@@ -15,6 +15,7 @@ from airflow_ml_provider.stages import STAGES, Spec, spec_class
 
 # Settings on which the libraries of a stage depend; a stage that is not named has no such settings.
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "load_test": ({"protocol": "rest"}, {"protocol": "grpc"}),
     "validate": ({}, {"suite": "suite.yaml"}),
     "evaluate": ({"experiment": "e"},),
     "train": tuple({"engine": engine, "experiment": "e"} for engine in ("lightgbm", "sklearn", "torch", "function")),
@@ -26,8 +27,13 @@ def version(package):
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "?"
+def is_there(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 wanted = json.loads(sys.argv[1])
-found = {m: version(p) for m, p in wanted.items() if importlib.util.find_spec(m)}
+found = {m: version(p) for m, p in wanted.items() if is_there(m)}
 print(json.dumps({"python": sys.version.split()[0], "found": found}))
 """
 

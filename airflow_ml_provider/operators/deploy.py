@@ -31,7 +31,7 @@ class DeployOperator(GatedServingOperator):
     The same again changes nothing. A version that does not become ready gives way to the one before it; a new service
     is removed again. All traffic goes to the new version at once: `RolloutOperator` moves it step by step.
 
-    The result's `model` is the model; its link `service` is the address.
+    The result's `model` is the model; its link `service` is the address, and `grpc` that of gRPC where it is asked for.
 
     Parameters:
         model: the model: the result of `promote`, `gate` or `register`, its `model`, or a ref.
@@ -116,8 +116,8 @@ class DeployOperator(GatedServingOperator):
         if rows := rows_for(version.model, self.rows):
             self.log.info("version %s answers %s", *reversed(self.serving.predict(self.service, rows)))
         self.serving.put(Service(self.service, version), observed.revision)
-        model, links = version.model, {"service": observed.address}
-        return DeployResult(inputs=(model,), outputs=(model,), links=links, model=model)
+        model = version.model
+        return DeployResult(inputs=(model,), outputs=(model,), links=observed.links, model=model)
 
     def _version(self) -> Version:
         from airflow_ml_provider.stages.deploy.logic import version_of
@@ -246,7 +246,7 @@ class RolloutOperator(GatedServingOperator):
             inputs=(candidate.model,) if stable is None else (stable.model, candidate.model),
             outputs=(candidate.model, report),
             metrics={"steps": float(len(state.evidence)), "requests": float(evidence.requests(state))},
-            links={"service": observed.address, "evidence": report.uri},
+            links={**observed.links, "evidence": report.uri},
             rollout=report,
             model=candidate.model,
             verdict=evidence.verdict(state),

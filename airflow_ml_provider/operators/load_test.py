@@ -28,8 +28,9 @@ class LoadTestOperator(StageOperator):
         model: the model: the register stage's result, its `model`, or a ref.
         output: root folder for reports.
         profile: when requests are sent, as a `LoadProfile` or a mapping of its attributes.
-        url: a service of the Open Inference Protocol v2 (REST) that serves the model; empty starts a server of the
-            package for the test, and ends it after.
+        protocol: form of the Open Inference Protocol v2: `rest` or `grpc`.
+        url: a service of that protocol that serves the model, for gRPC as `grpc://HOST:PORT` (`grpcs` with TLS); empty
+            starts a server of the package for the test, and ends it after.
         service: what the model is called in the service's URLs; empty takes the model's name.
         version: ask this version of the service; empty asks whichever the service chooses.
         requests: Parquet or JSON lines with rows of the model's inputs, or recorded requests (a prediction log, or a
@@ -39,13 +40,13 @@ class LoadTestOperator(StageOperator):
             the requests may spend in it.
         scaled_to_zero: the service has no replica now, so the time to its first answer is its cold start.
         start_s: how long the first answer may take (seconds).
-        headers: HTTP headers, such as the `Host` behind an ingress; not for secrets.
+        headers: HTTP headers, with gRPC metadata, such as the `Host` behind an ingress; not for secrets.
         confidence: of the intervals, in (0, 1).
     """
 
     template_fields: Sequence[str] = (
-        *StageOperator.template_fields, "model", "output_root", "profile", "url", "service", "version",
-        "requests", "rows", "budget", "scaled_to_zero", "start_s", "headers", "confidence",
+        *StageOperator.template_fields, "model", "output_root", "profile", "protocol", "url", "service",
+        "version", "requests", "rows", "budget", "scaled_to_zero", "start_s", "headers", "confidence",
     )  # fmt: skip
     operator_extra_links = (*StageOperator.operator_extra_links, ReportLink())  # type: ignore[assignment]
     ui_color = "#e8dff5"
@@ -56,6 +57,7 @@ class LoadTestOperator(StageOperator):
         model: ModelRef | Mapping[str, Any],
         output: str,
         profile: LoadProfile | Mapping[str, Any],
+        protocol: str = "rest",
         url: str = "",
         service: str = "",
         version: str = "",
@@ -76,6 +78,7 @@ class LoadTestOperator(StageOperator):
         self.model = model
         self.output_root = output  # `output` is a property of every operator
         self.profile = profile
+        self.protocol = protocol
         self.url = url
         self.service = service
         self.version = version
@@ -94,6 +97,7 @@ class LoadTestOperator(StageOperator):
             model=as_ref(ModelRef, self.model, "model"),
             output=self.output_root,
             profile=codec.decode(LoadProfile, self.profile, "profile"),
+            protocol=self.protocol or "rest",  # type: ignore[arg-type]  # the spec checks it
             url=self.url or "",
             service=self.service or "",
             version=str(self.version or ""),

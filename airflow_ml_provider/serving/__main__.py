@@ -25,6 +25,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--root", type=Path, required=True, help="folder with one folder per service")
     parser.add_argument("--service", required=True)
     parser.add_argument("--port", type=int, default=0, help="0 takes the one it had last, or a free one")
+    parser.add_argument("--grpc-port", type=int, help="serve gRPC, too; 0 as for --port")
     parser.add_argument("--host", default="127.0.0.1", help="where users reach it; the admin side stays on 127.0.0.1")
     parser.add_argument("--max-body-mib", type=float, default=16.0, help="larger requests are answered 413")
     parser.add_argument("--detach", action="store_true", help="return once it listens, and leave it running")
@@ -48,8 +49,13 @@ def _run(args: argparse.Namespace, folder: Path, started: Callable[[], None]) ->
     try:
         import aiohttp  # noqa: F401
         import prometheus_client  # noqa: F401
+
+        if args.grpc_port is not None:
+            import google.protobuf  # noqa: F401
+            import grpc  # noqa: F401
     except ImportError as error:
-        raise MissingLibrary(f"{error} ({sys.executable}); pip install 'airflow-ml-provider[serving]'") from error
+        extras = "serving" if args.grpc_port is None else "serving,grpc"
+        raise MissingLibrary(f"{error} ({sys.executable}); pip install 'airflow-ml-provider[{extras}]'") from error
     import asyncio
 
     from airflow_ml_provider.serving.aio import gateway
@@ -57,7 +63,8 @@ def _run(args: argparse.Namespace, folder: Path, started: Callable[[], None]) ->
     file = logging.handlers.RotatingFileHandler(folder / folders.LOG, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES)
     handlers: list[logging.Handler] = [file] if args.detach else [file, logging.StreamHandler()]
     logging.basicConfig(level=logging.INFO, format=_FORMAT, handlers=handlers)
-    work = gateway.run(args.service, folder, args.host, args.port, max_body_mib=args.max_body_mib, started=started)
+    ports = gateway.Ports(args.host, args.port, args.grpc_port)
+    work = gateway.run(args.service, folder, ports, max_body_mib=args.max_body_mib, started=started)
     return asyncio.run(work)
 
 

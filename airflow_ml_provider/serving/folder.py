@@ -31,6 +31,7 @@ class Address:
         url: where users send requests.
         admin: where the wanted state is changed; on this machine only.
         token: what the admin side wants to be shown.
+        grpc: where users send requests over gRPC, as `grpc://HOST:PORT`; empty where it is not served.
     """
 
     service: str
@@ -39,6 +40,7 @@ class Address:
     url: str
     admin: str
     token: str
+    grpc: str = ""
 
 
 def place(root: Path, service: str) -> Path:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -30,6 +31,7 @@ def start(
     python: str = "",
     host: str = "127.0.0.1",
     port: int = 0,
+    grpc_port: Optional[int] = None,
     max_body_mib: float = 16.0,
     timeout_s: float = 60.0,
 ) -> Client:
@@ -41,22 +43,29 @@ def start(
         python: interpreter with the libraries of the extra `serving`; empty takes this one.
         host: address at which users reach it; the admin side stays on 127.0.0.1.
         port: port for users; 0 takes the one it had last, or a free one. A running gateway keeps its own.
+        grpc_port: likewise for gRPC, which takes the libraries of the extra `grpc`; none serves REST alone.
         max_body_mib: larger requests are answered 413.
         timeout_s: how long the start may take.
 
     Raises:
         MissingLibrary: the interpreter lacks a library.
-        SpecError: the name is none, or what is kept in the folder cannot be read.
+        SpecError: the name is none, what is kept in the folder cannot be read, or the running gateway has no gRPC.
         Unavailable: it did not start.
     """
     client = Client(root, service)
+    command = _command(root, service, python, host, port, grpc_port, max_body_mib)
     deadline = time.monotonic() + timeout_s
     said = ""
     while time.monotonic() < deadline:
-        if find(root, service):
+        if address := find(root, service):
+            if grpc_port is not None and not address.grpc:
+                raise SpecError(
+                    f"the gateway of service {service!r} was started without gRPC: end it with `serving.launch.stop`; "
+                    "it goes on with the same versions when it is started again"
+                )
             client.status()  # healthy, and ours
             return client
-        said = _launch(root, service, python, host, port, max_body_mib, deadline - time.monotonic())
+        said = _launch(root, service, command, deadline - time.monotonic())
         if said:  # somebody else is just starting or ending one
             time.sleep(0.2)
     raise Unavailable(f"the gateway of service {service!r} did not start within {timeout_s} s: {said}")
@@ -80,12 +89,18 @@ def stop(root: Path, service: str, *, grace_s: float = 90.0) -> bool:
     return True
 
 
-def _launch(root: Path, service: str, python: str, host: str, port: int, max_body_mib: float, timeout_s: float) -> str:
+def _command(
+    root: Path, service: str, python: str, host: str, port: int, grpc_port: Optional[int], max_body_mib: float
+) -> list[str]:
+    found = [python or sys.executable, "-m", "airflow_ml_provider.serving", "--detach"]
+    found += [f"--root={root.absolute()}", f"--service={service}", f"--host={host}", f"--port={port}"]
+    found += [f"--max-body-mib={max_body_mib}"]
+    return found if grpc_port is None else [*found, f"--grpc-port={grpc_port}"]
+
+
+def _launch(root: Path, service: str, command: Sequence[str], timeout_s: float) -> str:
     """Start a gateway and return why it did not start, if that may pass; empty when it runs."""
     folder = folders.place(root, service)
-    command = [python or sys.executable, "-m", "airflow_ml_provider.serving", "--detach"]
-    command += [f"--root={root.absolute()}", f"--service={service}", f"--host={host}", f"--port={port}"]
-    command += [f"--max-body-mib={max_body_mib}"]
     package = folders.put_package(folder)
     try:
         done = subprocess.run(
@@ -95,7 +110,7 @@ def _launch(root: Path, service: str, python: str, host: str, port: int, max_bod
     except subprocess.TimeoutExpired:
         return "it took too long"
     except OSError as error:
-        raise SpecError(f"python {python!r} cannot be started: {error}") from error
+        raise SpecError(f"python {command[0]!r} cannot be started: {error}") from error
     said = done.stderr.strip()
     if done.returncode == EXIT_MISSING:
         raise MissingLibrary(said)

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol v2 as JSON: requests to arrays, scores to responses.
+"""The Open Inference Protocol v2: requests to arrays, scores to responses, as JSON and as messages of gRPC.
 
-Source: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md). Of its extensions
-there are none, so no binary tensors either.
+Source: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md, inference_grpc.md).
+Of its extensions there are none, so no binary tensors in REST either.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from airflow_ml_provider.exceptions import DataError, unknown_name
 from airflow_ml_provider.models import SCORE, InputType
 from airflow_ml_provider.serving.spec import NanPolicy
+from airflow_ml_provider.stages.deploy import messages
 
 DATATYPES: Mapping[InputType, str] = {"float": "FP32", "string": "BYTES"}
 BINARY_HEADER = "Inference-Header-Content-Length"
@@ -69,7 +71,22 @@ def decode(body: bytes, inputs: Mapping[str, InputType], nan: NanPolicy) -> Requ
     Raises:
         DataError: an input is missing or unknown, or has a wrong type or shape; the message names it.
     """
-    data = parse(body)
+    return read(parse(body), inputs, nan)
+
+
+def document(message: Any) -> dict[str, Any]:
+    """Return a `ModelInferRequest` as the protocol's JSON has it.
+
+    Raises:
+        DataError: the contents of its tensors are not those of their datatypes.
+    """
+    inputs = messages.tensors(message.inputs, message.raw_input_contents)
+    outputs = {"outputs": [{"name": one.name} for one in message.outputs]} if message.outputs else {}
+    return {"id": message.id or None, "inputs": inputs, **outputs}
+
+
+def read(data: Mapping[str, Any], inputs: Mapping[str, InputType], nan: NanPolicy) -> Request:
+    """Return the request of a mapping, as `decode` does."""
     found: dict[str, Any] = {}
     rows: Optional[int] = None
     tensors = data.get("inputs")
@@ -97,11 +114,23 @@ def encode(name: str, version: str, request: Request, scores: Any) -> bytes:
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
+def encode_message(name: str, version: str, request: Request, scores: Any, *, raw: bool) -> bytes:
+    """Return the `ModelInferResponse` to a request, with raw contents or typed ones."""
+    output: dict[str, Any] = {"name": SCORE, "datatype": "FP32", "shape": [len(scores)]}
+    answer = {"model_name": name, "model_version": version, "id": request.id, "outputs": [output]}
+    if raw:
+        answer["raw_output_contents"] = [scores.astype("<f4").tobytes()]
+    else:
+        output["contents"] = {"fp32_contents": scores.tolist()}
+    return messages.pack("ModelInferResponse", **answer)
+
+
 def scores(response: Mapping[str, Any]) -> list[Any]:
     """Return the values of the first output of floats in a response, flat; none without one."""
     for output in response.get("outputs", ()):
         if str(output.get("datatype", "")).startswith("FP"):
-            return _flat(output["data"])
+            values: list[Any] = _flat(output["data"])
+            return values
     return []
 
 
@@ -143,9 +172,9 @@ def _tensor(tensor: Mapping[str, Any], name: str, kind: InputType, nan: NanPolic
     if not _is_column(shape):
         raise DataError(f"shape of input {name!r} must be [N, 1] with N >= 1, got {_short(shape)}")
     data = tensor.get("data")
-    if not isinstance(data, list):
+    if not isinstance(data, (list, array)):
         raise DataError(f"'data' of input {name!r} must be a list, got {_short(data)}")
-    values = _flat(data)
+    values: Sequence[Any] = _flat(data)
     if len(values) != shape[0]:
         raise DataError(f"input {name!r} of shape {shape} must have {shape[0]} values, got {len(values)}")
     return _texts(values, name, nan) if kind == "string" else _numbers(values, name, nan)
@@ -156,14 +185,24 @@ def _is_column(shape: Any) -> bool:
     return integers and len(shape) == 2 and shape[0] >= 1 and shape[1] == 1
 
 
-def _flat(data: list[Any]) -> list[Any]:
+def _flat(data: Any) -> Any:
     """Return flat data as it is and rows of one value as their values; both are row-major."""
     if data and isinstance(data[0], list):
         return [value for row in data for value in (row if isinstance(row, list) else [row])]
     return data
 
 
-def _numbers(values: list[Any], name: str, nan: NanPolicy) -> Any:
+def _numbers(values: Sequence[Any], name: str, nan: NanPolicy) -> Any:
+    import numpy as np
+
+    found = np.asarray(values, np.float32) if isinstance(values, array) else _converted(values, name)
+    if nan == "reject" and not np.isfinite(found).all():
+        at = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise DataError(f"input {name!r} must have finite numbers, got {_short(values[at])} in row {at}")
+    return found.reshape(-1, 1)
+
+
+def _converted(values: Sequence[Any], name: str) -> Any:
     import numpy as np
 
     for at, value in enumerate(values):
@@ -171,16 +210,12 @@ def _numbers(values: list[Any], name: str, nan: NanPolicy) -> Any:
             raise DataError(f"input {name!r} must have numbers, got {_short(value)} in row {at}")
     try:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for ONNX Runtime
-            found = np.array(values, np.float64).astype(np.float32)  # None becomes NaN
+            return np.array(values, np.float64).astype(np.float32)  # None becomes NaN
     except OverflowError:
         raise DataError(f"input {name!r} has an integer that no FP32 can hold") from None
-    if nan == "reject" and not np.isfinite(found).all():
-        at = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise DataError(f"input {name!r} must have finite numbers, got {_short(values[at])} in row {at}")
-    return found.reshape(-1, 1)
 
 
-def _texts(values: list[Any], name: str, nan: NanPolicy) -> Any:
+def _texts(values: Sequence[Any], name: str, nan: NanPolicy) -> Any:
     import numpy as np
 
     for at, value in enumerate(values):

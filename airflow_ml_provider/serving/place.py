@@ -30,11 +30,12 @@ class LocalServing:
     A gateway that was killed is started again by whoever looks, and goes on with what it was told to be.
 
     Parameters:
-        place: folder, Python and port.
+        place: folder, Python and ports.
     """
 
     def __init__(self, place: Local) -> None:
-        self._root, self._python, self._port = tables.local_path(place.root), place.python, place.port
+        self._root = tables.local_path(place.root)
+        self._how: dict[str, Any] = {"python": place.python, "port": place.port, "grpc_port": place.grpc_port}
 
     def look(self, name: str) -> Optional[Observed]:
         """Return a service as it is, or none."""
@@ -48,12 +49,13 @@ class LocalServing:
             return None
         states = {version: _state(status, wanted, version) for version in wanted.versions}
         found = launch.find(self._root, name)
-        return Observed(_service(wanted), str(wanted.generation), states, found.url if found else "")
+        addresses = (found.url, found.grpc) if found else ("", "")
+        return Observed(_service(wanted), str(wanted.generation), states, *addresses)
 
     def put(self, wanted: Service, revision: Optional[str] = None) -> str:
         """Make a service what it shall be, without waiting; return the new revision."""
-        changed = _wanted(wanted, self._python)
-        client = launch.start(self._root, wanted.name, python=self._python, port=self._port)
+        changed = _wanted(wanted, self._how["python"])
+        client = launch.start(self._root, wanted.name, **self._how)
         present = client.wanted()
         if (str(present.generation) if present.stable else None) != revision:
             raise Conflict(f"service {wanted.name!r} has generation {present.generation}, not {revision}")
@@ -84,7 +86,7 @@ class LocalServing:
         """Return a client of a service's gateway, started if it was killed; none if there is no such service."""
         if not (folders.place(self._root, name) / WANTED).exists():
             return None
-        return launch.start(self._root, name, python=self._python, port=self._port)
+        return launch.start(self._root, name, **self._how)
 
 
 def _wanted(service: Service, python: str) -> Wanted:

@@ -116,12 +116,20 @@ def run(spec: Spec, info: RunInfo) -> Result:
 def check_libraries(spec: Spec) -> None:
     """Raise `MissingLibrary` when this Python lacks what `spec` needs; a broken library is left to show itself."""
     import sys
-    from importlib.util import find_spec
 
-    missing = [package for module, package in spec.requires().items() if find_spec(module) is None]
+    missing = [package for module, package in spec.requires().items() if not _is_there(module)]
     if missing:
         names = ", ".join(missing)
         raise MissingLibrary(
             f"stage {spec.stage!r} needs {names}, which {sys.executable} (Python {sys.version.split()[0]}) lacks; "
             f"run: {sys.executable} -m pip install {' '.join(map(repr, missing))}"
         )
+
+
+def _is_there(module: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is in
+        return False

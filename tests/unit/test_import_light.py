@@ -23,6 +23,7 @@ ROOT = PACKAGE.parent
 HEAVY = (
     "torch", "mlflow", "feast", "great_expectations", "pandas", "numpy", "pyarrow", "duckdb", "kubernetes", "sklearn",
     "lightgbm", "onnx", "onnxruntime", "openlineage", "fastapi", "jsonschema", "yaml_include", "scipy", "optuna",
+    "grpc",
 )  # fmt: skip
 KINDS = ("operators", "sensors", "decorators", "templates", "hooks", "triggers", "links")
 LIMIT = 76  # each stage brings three: operator, package, spec

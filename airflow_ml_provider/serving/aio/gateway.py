@@ -8,16 +8,18 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import web
 
 from airflow_ml_provider.serving import folder as folders
 from airflow_ml_provider.serving.aio import routes
+from airflow_ml_provider.serving.aio.gateway_rest import RestUsers
 from airflow_ml_provider.serving.aio.predictions import PredictionLog
 from airflow_ml_provider.serving.aio.proxy import Proxy, Routes
 from airflow_ml_provider.serving.aio.replica import Replica
@@ -30,6 +32,8 @@ from airflow_ml_provider.serving.stats import LATENCY_BOUNDS_MS, VersionStats, c
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _LINGER_S, _GRACE_S = 0.5, 30.0
 
 
@@ -40,17 +44,19 @@ class Gateway:
         service: name of the service, which is what the model is called in URLs.
         folder: what it keeps.
         session: HTTP client.
+        grpc: whether its servers speak gRPC, too.
     """
 
-    def __init__(self, service: str, folder: Path, session: aiohttp.ClientSession) -> None:
-        self.service, self._folder, self._session = service, folder, session
+    def __init__(self, service: str, folder: Path, session: aiohttp.ClientSession, *, grpc: bool = False) -> None:
+        self.service, self._folder, self._session, self._grpc = service, folder, session, grpc
         self.token = secrets.token_urlsafe(24)
         self.draining = Draining()
         self.predictions = PredictionLog(folder / folders.PREDICTIONS)
         self._store = Store(folder)
         self._package = folders.put_package(folder)
         self._routes = Routes()
-        self.proxy = Proxy(service, self._routes, session, self.predictions)
+        self.proxy = Proxy(service, self._routes, self.predictions)
+        self.rest = RestUsers(self.proxy, session)
         self._started = time.time()
         self._ending: set[asyncio.Task[None]] = set()
         self._answered: dict[str, int] = {}  # live requests per version when the generation began
@@ -145,46 +151,71 @@ class Gateway:
 
         command = [version.python or sys.executable, "-m", "airflow_ml_provider.serving.aio.server"]
         command += [*arguments(self.service, name, version), f"--parent={os.getpid()}"]
+        command += ["--grpc-port=0"] if self._grpc else []
         return Replica(
             name, command, env=folders.environment(self._package), cwd=str(self._folder), session=self._session
         )
 
 
-async def run(
-    service: str, folder: Path, host: str, port: int, *, max_body_mib: float, started: Callable[[], None]
-) -> int:
+@dataclass(frozen=True)
+class Ports:
+    """Where users reach a gateway.
+
+    Attributes:
+        host: address to listen at.
+        rest: port; 0 takes the one it had last, or a free one.
+        grpc: likewise for gRPC; none serves REST alone.
+    """
+
+    host: str
+    rest: int = 0
+    grpc: Optional[int] = None
+
+
+async def run(service: str, folder: Path, ports: Ports, *, max_body_mib: float, started: Callable[[], None]) -> int:
     """Run the gateway of a folder until SIGTERM.
 
     Parameters:
-        port: 0 takes the one it had last, or a free one.
         started: is called once it listens.
     """
-    stopping = on_signal()
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        gateway = Gateway(service, folder, session)
-        users, port = await _listen(routes.users_side(gateway, int(max_body_mib * 2**20)), host, port, folder)
+    stopping, max_body = on_signal(), int(max_body_mib * 2**20)
+    last, host = folders.read_address(folder), _reachable(ports.host)
+    urls = (last.url, last.grpc) if last else ("", "")
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        gateway = Gateway(service, folder, session, grpc=ports.grpc is not None)
+        app = routes.users_side(gateway, max_body)
+        users, port = await _again(lambda port: listen(app, ports.host, port), ports.rest, urls[0])
+        rpc, grpc = None, ""
+        if ports.grpc is not None:
+            from airflow_ml_provider.serving.aio.gateway_rpc import RpcUsers
+
+            side = RpcUsers(gateway.proxy, gateway.draining)
+            stack.push_async_callback(side.close)
+            rpc, grpc_port = await _again(lambda port: side.listen(ports.host, port, max_body), ports.grpc, urls[1])
+            grpc = f"grpc://{host}:{grpc_port}"
         admin, admin_port = await listen(routes.admin_side(gateway), "127.0.0.1", 0)
-        url, own = f"http://{_reachable(host)}:{port}", f"http://127.0.0.1:{admin_port}"
+        url, own = f"http://{host}:{port}", f"http://127.0.0.1:{admin_port}"
         pid = os.getpid()
-        folders.write_address(folder, Address(service, pid, folders.process_start(pid), url, own, gateway.token))
-        log.info("service %s at %s", service, url)
+        folders.write_address(folder, Address(service, pid, folders.process_start(pid), url, own, gateway.token, grpc))
+        log.info("service %s at %s %s", service, url, grpc)
         started()
         await stopping.wait()
-        await gateway.draining.wait(users, _LINGER_S, _GRACE_S)
+        await gateway.draining.wait(users, _LINGER_S, _GRACE_S, rpc)
         await users.cleanup()
         await gateway.close()
         await admin.cleanup()
     return 0
 
 
-async def _listen(app: web.Application, host: str, port: int, folder: Path) -> tuple[web.AppRunner, int]:
-    last = folders.read_address(folder)
+async def _again(start: Callable[[int], Awaitable[T]], port: int, last: str) -> T:
+    """Return what listens at a port; 0 tries the port of the last address first."""
     if not port and last:
         try:
-            return await listen(app, host, urlsplit(last.url).port or 0)
+            return await start(urlsplit(last).port or 0)
         except OSError:
-            log.warning("port of %s is taken meanwhile", last.url)
-    return await listen(app, host, port)
+            log.warning("port of %s is taken meanwhile", last)
+    return await start(port)
 
 
 def _reachable(host: str) -> str:

@@ -7,9 +7,10 @@ import json
 import logging
 import time
 from array import array
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 Key = Optional[tuple[str, str]]
 """What a request carried, and the version that it has by it."""
@@ -83,42 +84,31 @@ class PredictionLog:
         self._met.clear()
         self._examples = 0
 
-    def add_example(
-        self, version: str, request: bytes, response: bytes, milliseconds: float, users: tuple[str, bytes]
-    ) -> None:
-        """Keep one request whose copy was answered otherwise, if there are not enough of them yet.
-
-        Parameters:
-            version: who got the copy.
-            request: body.
-            response: body of the copy's answer.
-            milliseconds: how long that took.
-            users: the version that answered the user, and that answer's body.
-        """
-        if self._examples < EXAMPLES:
-            self._examples += 1
-            self.add(version, "mirror", request, response, milliseconds, users=users)
+    def wants_example(self) -> bool:
+        """Return whether one more request whose copy was answered otherwise is to be kept, and count it."""
+        self._examples += 1
+        return self._examples <= EXAMPLES
 
     def add(
         self,
         version: str,
         traffic: str,
-        request: bytes,
-        response: bytes,
+        request: Mapping[str, Any],
+        response: Mapping[str, Any],
         milliseconds: float,
         sticky: Key = None,
-        users: Optional[tuple[str, bytes]] = None,
+        users: Optional[tuple[str, Mapping[str, Any]]] = None,
     ) -> None:
         """Keep one request and its answer.
 
         Parameters:
             version: who answered.
             traffic: kind of traffic.
-            request: body.
-            response: body.
+            request: as JSON has it.
+            response: likewise.
             milliseconds: how long it took.
             sticky: the key that the request carried, and the version that it has by it.
-            users: of a copy that was answered otherwise: the version that answered the user, and that answer's body.
+            users: of a copy that was answered otherwise: the version that answered the user, and that answer.
         """
         if len(self._lines) >= _MOST:
             self.dropped += 1
@@ -130,13 +120,13 @@ class PredictionLog:
             "version": version,
             "traffic": traffic,
             "milliseconds": round(milliseconds, 3),
-            "request": json.loads(request, parse_constant=lambda _: None),  # NaN is not JSON
-            "response": json.loads(response),
+            "request": request,
+            "response": response,
         }
         if sticky:
             line["key"], line["assigned"] = sticky
         if users:
-            line["user"] = {"version": users[0], "response": json.loads(users[1])}
+            line["user"] = {"version": users[0], "response": users[1]}
         self._lines.append(json.dumps(line))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())

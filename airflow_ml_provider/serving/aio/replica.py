@@ -29,7 +29,7 @@ class Replica:
 
     Parameters:
         version: its name, for the log.
-        command: what starts the server; it prints `{"port": …}` first.
+        command: what starts the server; it prints `{"port": …}` first, with `grpc` if it listens there, too.
         env: its environment.
         cwd: its working directory.
         session: HTTP client for the probes.
@@ -38,6 +38,7 @@ class Replica:
     Attributes:
         state: as in `spec.Status`.
         url: where it answers; empty while it has no port.
+        grpc: likewise over gRPC, as `HOST:PORT`.
         pid: of the process; none while there is none.
         restarts: how often it was started again.
         reason: why it is not ready.
@@ -54,6 +55,7 @@ class Replica:
         grace_s: float = 35.0,
     ) -> None:
         self.version, self.state, self.url, self.reason, self.restarts = version, "loading", "", "", 0
+        self.grpc = ""
         self.pid: Optional[int] = None
         self._command, self._env, self._cwd, self._session, self._grace_s = command, env, cwd, session, grace_s
         self._tail: deque[str] = deque(maxlen=_TAIL)
@@ -176,7 +178,9 @@ class Replica:
             if self.url:
                 log.info("version %s: %s", self.version, line)
             elif line.startswith('{"port":'):
-                self.url = f"http://127.0.0.1:{json.loads(line)['port']}"
+                ports = json.loads(line)
+                self.grpc = f"127.0.0.1:{ports['grpc']}" if "grpc" in ports else ""
+                self.url = f"http://127.0.0.1:{ports['port']}"
 
     async def _read_errors(self) -> None:
         async for line in _lines(self._process.stderr if self._process else None):

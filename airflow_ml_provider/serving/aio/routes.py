@@ -36,7 +36,7 @@ def users_side(gateway: Gateway, max_body: int) -> web.Application:
         return web.json_response({"ready": gateway.ready}, status=200 if gateway.ready else 503)
 
     async def model_ready(request: web.Request) -> web.Response:
-        found = gateway.proxy.is_ready(request.match_info.get("version")) and not gateway.draining.started
+        found = gateway.proxy.is_ready(request.match_info.get("version", "")) and not gateway.draining.started
         return web.json_response({"name": gateway.service, "ready": found}, status=200 if found else 503)
 
     async def measured(request: web.Request) -> web.Response:
@@ -48,8 +48,8 @@ def users_side(gateway: Gateway, max_body: int) -> web.Application:
     app.router.add_get("/v2/health/ready", ready)
     app.router.add_get("/metrics", measured)
     for path in (f"/v2/models/{gateway.service}", f"/v2/models/{gateway.service}/versions/{{version}}"):
-        app.router.add_post(f"{path}/infer", gateway.proxy.infer)
-        app.router.add_get(path, gateway.proxy.metadata)
+        app.router.add_post(f"{path}/infer", gateway.rest.infer)
+        app.router.add_get(path, gateway.rest.metadata)
         app.router.add_get(f"{path}/ready", model_ready)
     return app
 

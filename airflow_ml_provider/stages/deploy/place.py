@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union, cast
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
@@ -30,17 +30,20 @@ class Local:
         python: the Python with the server's libraries (`pip install 'airflow-ml-provider[serving]'`); empty takes the
             one that runs the task.
         port: port of the service on 127.0.0.1; 0 takes a free one when the service is first deployed.
+        grpc_port: likewise for gRPC (`pip install 'airflow-ml-provider[grpc]'` into `python`); none serves REST alone.
     """
 
     root: str
     python: str = ""
     port: int = 0
+    grpc_port: Optional[int] = None
 
     def __post_init__(self) -> None:
         if not self.root:
             raise invalid("root", self.root, "a folder for the state of the services")
-        if not 0 <= self.port <= 65535:
-            raise invalid("port", self.port, "in [0, 65535]")
+        for name in ("port", "grpc_port"):
+            if not 0 <= (getattr(self, name) or 0) <= 65535:
+                raise invalid(name, getattr(self, name), "in [0, 65535]")
 
 
 @dataclass(frozen=True)

@@ -194,12 +194,19 @@ class Observed:
         revision: changes whenever that changes; `Serving.put` refuses another one.
         states: name of a version to what has become of it.
         address: where requests go.
+        grpc: where they go over gRPC; empty where that was not asked for, or the place does not say it.
     """
 
     wanted: Service
     revision: str
     states: Mapping[str, VersionState]
     address: str = ""
+    grpc: str = ""
+
+    @property
+    def links(self) -> dict[str, str]:
+        """The addresses, as a result's links."""
+        return {"service": self.address, **({"grpc": self.grpc} if self.grpc else {})}
 
 
 Readings = Mapping[str, Mapping[str, VersionStats]]

@@ -19,7 +19,7 @@ def render(report: Mapping[str, Any]) -> str:
     model, judged, knee = report["model"], report["judged"], report["knee"]
     profile, where = report["settings"]["profile"], report["target"]
     title = f"Load test of {escape(model['name'])} at {report['rate']:g} requests/s"
-    server = "a server that the test started" if where["own"] else escape(where["url"])
+    server = f"a server that the test started ({where['protocol']})" if where["own"] else escape(where["url"])
     facts = [
         ("Verdict", "passed" if report["passed"] else f'<span class="bad">{escape(report["reason"])}</span>'),
         ("Model", f"{escape(str(model['version'] or ''))} <code>{escape(model['digest'])}</code>"),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from airflow_ml_provider import codec, models, tables
 from airflow_ml_provider.exceptions import DataError, Unavailable
@@ -23,6 +23,9 @@ from airflow_ml_provider.stages.load_test.traffic import Traffic
 
 if TYPE_CHECKING:
     from airflow_ml_provider.stages.load_test.rest import RestClient
+    from airflow_ml_provider.stages.load_test.rpc import RpcClient
+
+    Client = Union[RestClient, RpcClient]
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class Seen:
         ramp: the steps that were tried.
         judged: the step at the profile's rate.
         samples: its requests.
-        versions: who answered, by the header `x-model-version`.
+        versions: who answered, by `x-model-version`, a header or trailing metadata.
     """
 
     cold_start_s: Optional[float]
@@ -87,14 +90,18 @@ async def _test(spec: LoadTestSpec, place: Target) -> Seen:
         return Seen(first_s, found, tuple(steps), judged, samples, tuple(sorted(client.versions)))
 
 
-def _client(spec: LoadTestSpec, place: Target) -> RestClient:
+def _client(spec: LoadTestSpec, place: Target) -> Client:
     version = spec.version if spec.url else ""
+    if spec.protocol == "grpc":
+        from airflow_ml_provider.stages.load_test.rpc import RpcClient
+
+        return RpcClient(place.url, place.name, version, spec.headers)
     from airflow_ml_provider.stages.load_test.rest import RestClient
 
     return RestClient(place.url, place.name, version, spec.headers)
 
 
-async def _begin(spec: LoadTestSpec, place: Target, client: RestClient) -> tuple[Traffic, Optional[float]]:
+async def _begin(spec: LoadTestSpec, place: Target, client: Client) -> tuple[Traffic, Optional[float]]:
     """Wait for the first answer; return the requests, and how long it took if that was a cold start."""
     began = time.perf_counter() if place.began is None else place.began
     package = tables.local_path(spec.model.uri)
@@ -112,7 +119,7 @@ async def _begin(spec: LoadTestSpec, place: Target, client: RestClient) -> tuple
             if not why:
                 cold = spec.scaled_to_zero or place.began is not None
                 return found, time.perf_counter() - began if cold else None
-            if why == "status 400":
+            if why == client.refused:
                 raise DataError(f"{place.url} refuses the requests of {spec.requests or 'the sample'}: {why}")
         except Unavailable as error:
             why = str(error)
@@ -137,7 +144,7 @@ def _due(spec: LoadTestSpec, found: Traffic) -> tuple[list[float], float]:
     return due, len(due) / due[-1]
 
 
-async def _step(spec: LoadTestSpec, client: RestClient, found: Traffic, rate: float, seed: int) -> Step:
+async def _step(spec: LoadTestSpec, client: Client, found: Traffic, rate: float, seed: int) -> Step:
     profile = spec.profile
     kind = "poisson" if profile.arrivals == "recorded" else profile.arrivals
     samples = await _drive(spec, client, found, logic.arrivals(rate, profile.ramp_s, kind, seed))
@@ -147,7 +154,7 @@ async def _step(spec: LoadTestSpec, client: RestClient, found: Traffic, rate: fl
 
 
 async def _drive(
-    spec: LoadTestSpec, client: RestClient, found: Traffic, due: Sequence[float], *, in_order: bool = False
+    spec: LoadTestSpec, client: Client, found: Traffic, due: Sequence[float], *, in_order: bool = False
 ) -> list[Sample]:
     draw, many = random.Random(spec.profile.seed), len(found.requests)  # noqa: S311 - a choice of rows
     chosen = range(many) if in_order else [draw.randrange(many) for _ in due]
@@ -170,7 +177,7 @@ def _body(spec: LoadTestSpec, info: RunInfo, seen: Seen) -> dict[str, Any]:
         "kind": KIND,
         "model": {"name": spec.model.name, "version": spec.model.version, "digest": spec.model.digest},
         "target": {
-            "url": spec.url, "versions": seen.versions,
+            "url": spec.url, "protocol": spec.protocol, "versions": seen.versions,
             "own": not spec.url,
         },
         "interval": info.interval,

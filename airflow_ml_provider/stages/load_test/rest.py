@@ -29,6 +29,9 @@ class RestClient:
         headers: sent with every request.
     """
 
+    refused = "status 400"
+    """The outcome of a request that the model does not take."""
+
     def __init__(self, url: str, name: str, version: str, headers: Mapping[str, str]) -> None:
         part = f"/versions/{quote(version, safe='')}" if version else ""
         self._model = f"{url.rstrip('/')}/v2/models/{quote(name, safe='')}{part}"

@@ -15,7 +15,11 @@ Arrivals = Literal["poisson", "constant", "recorded"]
 
 PARTS = ("wait", "network", "queue", "pre", "model", "post")
 """What a latency is made of, in the order of a request: in the generator, on the way, and in the server."""
-_URL = re.compile(r"https?://[^/\s]+(/\S*)?\Z")
+Protocol = Literal["rest", "grpc"]
+_URLS: Mapping[str, tuple[str, str]] = {
+    "rest": (r"https?://[^/\s]+(/\S*)?", "an address such as http://127.0.0.1:8080"),
+    "grpc": (r"grpcs?://[^/\s]+:\d+", "an address such as grpc://127.0.0.1:8081, or grpcs://…, with protocol 'grpc'"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ class LoadTestSpec(Spec):
         model: the model that is tested.
         output: root folder for reports.
         profile: when requests are sent.
-        url: a service of the Open Inference Protocol v2 (REST) that serves the model; empty starts a server of the
-            package for the test, and ends it after.
+        protocol: form of the Open Inference Protocol v2: `rest` or `grpc`.
+        url: a service of that protocol that serves the model, for gRPC as `grpc://HOST:PORT` (`grpcs` with TLS); empty
+            starts a server of the package for the test, and ends it after.
         service: what the model is called in the service's URLs; empty takes the model's name.
         version: ask this version of the service; empty asks whichever the service chooses.
         requests: Parquet or JSON lines with rows of the model's inputs, or recorded requests (a prediction log, or a
@@ -102,7 +107,7 @@ class LoadTestSpec(Spec):
         scaled_to_zero: the service has no replica now, so the time to its first answer is its cold start. That of a
             server which the test itself starts is always measured, from the start of its process.
         start_s: how long the first answer may take.
-        headers: HTTP headers, such as the `Host` behind an ingress; not for secrets.
+        headers: HTTP headers, with gRPC metadata, such as the `Host` behind an ingress; not for secrets.
         confidence: of the intervals.
     """
 
@@ -112,6 +117,7 @@ class LoadTestSpec(Spec):
     model: ModelRef
     output: str
     profile: LoadProfile
+    protocol: Protocol = "rest"
     url: str = ""
     service: str = ""
     version: str = ""
@@ -124,8 +130,11 @@ class LoadTestSpec(Spec):
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.url and not _URL.match(self.url):
-            raise invalid("url", self.url, "an address such as http://127.0.0.1:8080")
+        if self.protocol not in _URLS:
+            raise invalid("protocol", self.protocol, "rest or grpc")
+        form, allowed = _URLS[self.protocol]
+        if self.url and not re.fullmatch(form, self.url):
+            raise invalid("url", self.url, allowed)
         if self.rows < 1:
             raise invalid("rows", self.rows, "at least 1")
         if self.start_s <= 0:
@@ -140,10 +149,13 @@ class LoadTestSpec(Spec):
 
     def requires(self) -> dict[str, str]:
         needs = {"aiohttp": "aiohttp"}
+        if self.protocol == "grpc":
+            needs = {"grpc": "grpcio", "google.protobuf": "protobuf"}
         if self.requests.endswith(".parquet") or not self.requests:
             needs["pyarrow"] = "pyarrow"
         if not self.url:
-            needs.update({"prometheus_client": "prometheus-client", "onnxruntime": "onnxruntime", "numpy": "numpy"})
+            needs.update({"aiohttp": "aiohttp", "prometheus_client": "prometheus-client"})
+            needs.update({"onnxruntime": "onnxruntime", "numpy": "numpy"})
         return needs
 
 

@@ -68,7 +68,11 @@ def opened(spec: LoadTestSpec) -> Iterator[Target]:
                 process.wait()
                 said.seek(0)
                 raise StageCrashed(f"the model server ended with code {process.returncode}: {said.read()[-2000:]}")
-            yield Target(f"http://127.0.0.1:{json.loads(line)['port']}", name, began, process)
+            ports = json.loads(line)
+            url = (
+                f"grpc://127.0.0.1:{ports['grpc']}" if spec.protocol == "grpc" else f"http://127.0.0.1:{ports['port']}"
+            )
+            yield Target(url, name, began, process)
         finally:
             process.kill()
             process.communicate()
@@ -77,6 +81,7 @@ def opened(spec: LoadTestSpec) -> Iterator[Target]:
 def _command(spec: LoadTestSpec, name: str) -> list[str]:
     found = [sys.executable, "-m", "airflow_ml_provider.serving.aio.server", f"--name={name}"]
     found += [f"--package={tables.local_path(spec.model.uri).absolute()}", f"--digest={spec.model.digest}"]
+    found += ["--grpc-port=0"] if spec.protocol == "grpc" else []
     # It ends with this process, whatever kills that.
     return [*found, f"--parent={os.getpid()}", f"--version={spec.version or spec.model.version or '1'}"]
 

@@ -115,6 +115,27 @@ def test_a_server_of_the_package(spec: LoadTestSpec) -> None:
     assert found["target"]["own"]
 
 
+class TestGrpc:
+    @pytest.fixture(autouse=True)
+    def needs(self) -> None:
+        pytest.importorskip("grpc")
+        pytest.importorskip("google.protobuf")
+
+    def test_a_server_of_the_package(self, spec: LoadTestSpec) -> None:
+        profile = replace(QUICK, ramp=(50.0, 100.0), ramp_s=0.5)
+        result = run(replace(spec, protocol="grpc", profile=profile, budget={"model": 5000.0, "queue": 5000.0}), INFO)
+        found = body(result)
+        assert (result.status, result.trusted) == ("ok", True)
+        assert result.metrics["error_rate"] == 0
+        assert result.metrics["cold_start_s"] > 0.1
+        assert {part["name"] for part in found["parts"]} == {"wait", "network", "queue", "pre", "model", "post"}
+        assert found["target"] == {"url": "", "protocol": "grpc", "versions": [], "own": True}
+
+    def test_nobody_is_there(self, spec: LoadTestSpec) -> None:
+        with pytest.raises(Unavailable, match=r"did not answer a request within .*: status UNAVAILABLE"):
+            run(replace(spec, protocol="grpc", url="grpc://127.0.0.1:9", start_s=0.3), INFO)
+
+
 def test_another_package_is_not_tested(spec: LoadTestSpec) -> None:
     with pytest.raises(IntegrityError):
         run(replace(spec, model=replace(spec.model, digest="sha256:" + "0" * 64)), INFO)

@@ -46,9 +46,9 @@ def contrarian(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
 class Service:
     """A gateway in a folder of its own."""
 
-    def __init__(self, root: Path, python: str) -> None:
+    def __init__(self, root: Path, python: str, grpc_port: int | None = None) -> None:
         self.root, self.python = root, python
-        self.client: Client = launch.start(root, "late", python=python)
+        self.client: Client = launch.start(root, "late", python=python, grpc_port=grpc_port)
 
     def restart(self) -> None:
         self.client = launch.start(self.root, "late", python=self.python)

@@ -65,8 +65,13 @@ class TestContract(ServingContract):
         assert self.ready(place, "one").wanted == seen.wanted
         assert place.predict("one", rows)[1] == "v1"
 
-    def test_requests_are_counted_by_version(self, place, version, rows):
+    def test_requests_are_counted_by_version_and_grpc_has_an_address(self, place, version, rows, tmp_path):
+        pytest.importorskip("grpc")
+        place = LocalServing(Local(str(tmp_path / "services"), python=sys.executable, grpc_port=0))
         place.put(Service("one", version("v1")))
+        links = place.look("one").links
+        assert links == {"service": launch.find(place._root, "one").url, "grpc": launch.find(place._root, "one").grpc}
+        assert links["grpc"].startswith("grpc://127.0.0.1:")
         place.put(
             Service("one", version("v1"), version("v2"), percent=50, mirror=100), self.ready(place, "one").revision
         )

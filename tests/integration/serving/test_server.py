@@ -35,7 +35,11 @@ INFER = "/v2/models/late/infer"
 @dataclass
 class Server:
     process: subprocess.Popen[str]
-    port: int
+    ports: dict[str, int]
+
+    @property
+    def port(self) -> int:
+        return self.ports["port"]
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
@@ -70,7 +74,7 @@ def running(python: str, ref: ModelRef, folder: Path, *args: str) -> Iterator[Se
     process = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        found = Server(process, json.loads(process.stdout.readline())["port"])
+        found = Server(process, json.loads(process.stdout.readline()))
         found.until_ready()
         yield found
     finally:

@@ -24,9 +24,11 @@ def operator(**changes):
 def test_values_as_they_come_from_xcom_and_templates():
     spec = operator(
         model={"status": "ok", "model": codec.encode(MODEL)}, profile={"rate": 50, "ramp": [10, 20]}, rows="4",
-        url="http://late:8080", scaled_to_zero="true", budget={"model": "20"}, headers={"Host": "late.ml"},
+        url="grpc://late:8081", protocol="grpc", scaled_to_zero="true", budget={"model": "20"},
+        headers={"Host": "late.ml"},
     ).build_spec(DAY, {})  # fmt: skip
     assert (spec.model, spec.rows, spec.scaled_to_zero, spec.budget) == (MODEL, 4, True, {"model": 20.0})
+    assert (spec.protocol, spec.url) == ("grpc", "grpc://late:8081")
     assert spec.profile == LoadProfile(rate=50, ramp=(10.0, 20.0))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from airflow_ml_provider.exceptions import DataError
 from airflow_ml_provider.serving import oip
+from airflow_ml_provider.stages.deploy import messages
 
 INPUTS = {"distance": "float", "carrier": "string"}
 
@@ -141,3 +142,65 @@ def test_metadata() -> None:
     found = oip.metadata("late", "3", INPUTS)
     assert found["inputs"][1] == {"name": "carrier", "datatype": "BYTES", "shape": [-1, 1]}
     assert found["outputs"] == [{"name": "score", "datatype": "FP32", "shape": [-1]}]
+
+
+class TestMessages:
+    """What gRPC carries means the same as JSON."""
+
+    @pytest.fixture(autouse=True)
+    def needs(self) -> None:
+        pytest.importorskip("google.protobuf")
+
+    def request(self, *inputs: dict[str, object], raw: tuple[bytes, ...] = (), **more: object) -> oip.Request:
+        body = messages.pack("ModelInferRequest", inputs=inputs, raw_input_contents=raw, **more)
+        return oip.read(oip.document(messages.parse("ModelInferRequest", body)), INPUTS, "reject")
+
+    def tensor(self, name: str, rows: int, **contents: object) -> dict[str, object]:
+        kind = "BYTES" if name == "carrier" else "FP32"
+        return {"name": name, "datatype": kind, "shape": [rows, 1], **({"contents": contents} if contents else {})}
+
+    def test_requests_are_the_same_in_all_forms(self) -> None:
+        expected = oip.decode(body(*GOOD, id="x"), INPUTS, "reject")
+        typed = self.request(
+            self.tensor("distance", 2, fp32_contents=[1.5, 2]),
+            self.tensor("carrier", 2, bytes_contents=[b"UA", "é".encode()]),
+            id="x", outputs=[{"name": "score"}],
+        )  # fmt: skip
+        message = messages.parse("ModelInferRequest", messages.ask("late", "", json.loads(body(*GOOD, id="x"))))
+        raw = oip.read(oip.document(message), INPUTS, "reject")
+        for found in (typed, raw):
+            assert (found.id, found.rows) == (expected.id, expected.rows)
+            assert all((found.feeds[name] == expected.feeds[name]).all() for name in INPUTS)
+            assert found.feeds["distance"].dtype == np.float32
+
+    def test_an_id_is_made_where_there_is_none(self) -> None:
+        one = self.tensor("distance", 1, fp32_contents=[1]), self.tensor("carrier", 1, bytes_contents=[b"UA"])
+        assert len({self.request(*one).id, self.request(*one).id}) == 2
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"contents": {"fp32_contents": [math.nan]}}, "must have finite numbers, got NaN in row 0"),
+            ({"contents": {"fp32_contents": [1, 2]}}, r"of shape \[1, 1\] must have 1 values, got 2"),
+            ({"contents": {"int_contents": [1]}}, r"of shape \[1, 1\] must have 1 values, got 0"),
+            ({"datatype": "FP64"}, "datatype of input 'distance' must be FP32, got \"FP64\""),
+            ({"shape": [1]}, r"must be \[N, 1\] with N >= 1, got \[1\]"),
+            ({"name": "distnace"}, "unknown input 'distnace'; did you mean 'distance'"),
+        ],
+    )
+    def test_wrong_requests(self, change: dict[str, object], says: str) -> None:
+        one = {**self.tensor("distance", 1, fp32_contents=[1]), **change}
+        with pytest.raises(DataError, match=says):
+            self.request(one, self.tensor("carrier", 1, bytes_contents=[b"UA"]))
+
+    @pytest.mark.parametrize("raw", [True, False])
+    def test_answer(self, raw: bool) -> None:
+        scores = np.array([0.25, np.nan], np.float32)
+        answer = messages.parse(
+            "ModelInferResponse", oip.encode_message("late", "7", oip.Request("x", {}, 2), scores, raw=raw)
+        )
+        assert (answer.model_name, answer.model_version, answer.id) == ("late", "7", "x")
+        assert bool(answer.raw_output_contents) == raw
+        (output,) = messages.tensors(answer.outputs, answer.raw_output_contents)
+        assert (output["name"], output["shape"]) == ("score", [2])
+        assert messages.plain([output])[0]["data"] == [0.25, None]

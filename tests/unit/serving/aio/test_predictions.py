@@ -42,7 +42,7 @@ def test_a_key_is_logged_again_after_a_new_split(tmp_path):
         log = PredictionLog(tmp_path)
         assert not log.is_new(None)
         assert log.is_new(("ann", "v1"))
-        log.add("v1", "live", b"{}", b"{}", 1.0, ("ann", "v1"))
+        log.add("v1", "live", {}, {}, 1.0, ("ann", "v1"))
         assert not log.is_new(("ann", "v1"))
         log.begin_anew()
         assert log.is_new(("ann", "v1"))

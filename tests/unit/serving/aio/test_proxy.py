@@ -15,6 +15,7 @@ pytest.importorskip("aiohttp")
 import aiohttp
 from aiohttp import web
 
+from airflow_ml_provider.serving.aio.gateway_rest import RestUsers
 from airflow_ml_provider.serving.aio.predictions import EXAMPLES, PredictionLog
 from airflow_ml_provider.serving.aio.proxy import MIRRORS, Proxy, Routes
 from airflow_ml_provider.serving.spec import Version, Wanted
@@ -51,8 +52,8 @@ class Servers:
             self.routes.replicas[replica.version] = replica
             self.routes.stats[replica.version] = VersionStats.empty(WANTED.score_edges)
         self.log = PredictionLog(self.folder)
-        self.proxy = Proxy("late", self.routes, self._session, self.log)
-        self.url = await self._serve("/infer", self.proxy.infer)
+        self.proxy = Proxy("late", self.routes, self.log)
+        self.url = await self._serve("/infer", RestUsers(self.proxy, self._session).infer)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,7 +126,8 @@ def test_a_copy_is_compared_and_the_user_sees_nothing_of_it(tmp_path, copy, coun
     differ = asyncio.run(work()).examples()
     assert len(differ) == counted[0] - counted[1]
     for line in differ:
-        assert (line["version"], line["traffic"], line["response"], line["request"]) == ("2", "mirror", copy[1], ASKED)
+        assert (line["version"], line["traffic"], line["request"]) == ("2", "mirror", ASKED)
+        assert line["response"] == (copy[1] if copy[0] == 200 else {"error": json.dumps(copy[1])})
         assert line["user"] == {"version": "1", "response": good(0.5)[1]}
 
 

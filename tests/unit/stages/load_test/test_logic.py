@@ -203,6 +203,10 @@ class TestSpec:
         ("changes", "message"),
         [
             ({"url": "127.0.0.1:80"}, "an address such as http"),
+            ({"url": "http://late:80", "protocol": "grpc"}, "an address such as grpc://"),
+            ({"url": "grpc://late", "protocol": "grpc"}, "an address such as grpc://"),
+            ({"url": "grpc://late:80"}, "an address such as http"),
+            ({"protocol": "soap"}, "protocol must be rest or grpc"),
             ({"budget": {"modle": 5}}, "did you mean 'model'"),
             ({"budget": {"model": 0}}, "greater than 0"),
             ({"scaled_to_zero": True}, "False without a url"),
