@@ -27,7 +27,9 @@ ROWS = {"hour": [6.0, 18.0]}
 
 
 def version(name: str, **server: Any) -> Version:
-    return Version(name, ModelRef("late", f"gs://models/late/{name}", f"sha256:{name}"), Server(**server))
+    return Version(
+        name, ModelRef("late", f"gs://models/late/{name}", f"sha256:{name}", version=name[1:]), Server(**server)
+    )
 
 
 V1, V2 = version("v1"), version("v2")
@@ -162,6 +164,14 @@ def test_what_is_asked_of_google(place: Any, project: GoogleProject) -> None:
     assert (model.artifact_uri, model.container_spec.image_uri) == ("gs://models/late/v1", "triton:1")
     assert {one.name: one.value for one in model.container_spec.env} == {"AIRFLOW_ML_VERSION": "v1", "A": "1"}
     assert dict(endpoint.traffic_split) == {made.id: 100}
+
+
+@pytest.mark.parametrize("errors", [0, 400])
+def test_a_rollout(place: Any, project: GoogleProject, rolled: Any, errors: int) -> None:
+    project.slow = 1
+    stable = "v1" if errors else "v2"
+    assert rolled(PLACE, place, project.serve, [V1.model, V2.model], "canary", errors) == stable
+    assert set(put(place, place.look("late").wanted).states) == {stable}
 
 
 def test_records_are_compared_and_swapped(place: Any) -> None:
