@@ -172,6 +172,18 @@ def test_another_version_instead_of_one_that_never_started(place: SageMakerServi
     assert put(place, Service("late", V2)).states["v2"].phase == "ready"
 
 
+def test_somebody_else_was_quicker(
+    place: SageMakerServing, account: AmazonAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = put(place, Service("late", V1))
+    stale = place._endpoint("late")
+    account.slow = 9
+    place.put(Service("late", V1, V2), seen.revision)
+    monkeypatch.setattr(place, "_endpoint", lambda _: stale)
+    with pytest.raises(Unavailable, match="in-progress"):
+        place.bring(Service("late", V2))
+
+
 def test_nothing_is_left(place: SageMakerServing, account: AmazonAccount) -> None:
     put(place, Service("late", V1))
     put(place, Service("late", V1, V2, percent=50))

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("airflow.providers.google", reason="needs the Google provider")
 pytest.importorskip("google.cloud.aiplatform_v1", reason="needs google-cloud-aiplatform")
 
-from airflow_ml_provider.exceptions import Conflict, DataError, SpecError
+from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
 from airflow_ml_provider.hooks._serving import serving
 from airflow_ml_provider.hooks.vertex import VertexServing
 from airflow_ml_provider.refs import ModelRef
@@ -112,6 +112,15 @@ def test_a_version_that_does_not_start(place: Any, project: GoogleProject) -> No
     put(place, Service("late", V1))
     project.broken.clear()
     assert put(place, Service("late", V1, V2)).states["v2"].phase == "ready", "it may be tried again"
+
+
+def test_somebody_else_was_quicker(place: Any, project: GoogleProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(place, Service("late", V1, V2))
+    stale = place._endpoint("late")
+    put(place, Service("late", V1, V2, percent=10))
+    monkeypatch.setattr(place, "_endpoint", lambda _: stale)
+    with pytest.raises(Unavailable, match="the etag is not that of the Endpoint"):
+        place.bring(Service("late", V1, V2, percent=50))
 
 
 def test_nothing_is_left(place: Any, project: GoogleProject) -> None:
