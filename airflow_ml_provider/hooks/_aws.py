@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 from airflow_ml_provider.exceptions import Conflict, MissingLibrary, SpecError, Unavailable
 
 _BUSY = ("Throttl", "TooManyRequests", "SlowDown", "ResourceLimitExceeded", "ResourceInUse", "RequestTimeout")
+# Somebody else was quicker, or AWS does not see everywhere yet what was made.
+_LATER = re.compile(r"in-progress|already existing|Could not find")
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
 
@@ -50,7 +53,7 @@ def explained(conn_id: str, what: str) -> Iterator[None]:
         raise SpecError(f"connection {conn_id!r} does not say how to reach AWS: {error}") from error
     except aws.ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status >= 500 or code_of(error).startswith(_BUSY):
+        if status >= 500 or code_of(error).startswith(_BUSY) or _LATER.search(str(error)):
             raise Unavailable(f"{what} of connection {conn_id!r} cannot now: {error}") from error
         raise SpecError(f"{what} of connection {conn_id!r} does not take this: {error}") from error
     except (aws.HTTPClientError, aws.ConnectionError) as error:

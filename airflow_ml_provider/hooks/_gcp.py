@@ -41,7 +41,10 @@ def explained(conn_id: str, what: str) -> Iterator[None]:
         yield
     except (AirflowNotFoundException, GoogleAuthError) as error:
         raise SpecError(f"connection {conn_id!r} does not say how to reach Google Cloud: {error}") from error
-    except (google.ServerError, google.TooManyRequests, google.RetryError, google.Aborted) as error:
+    except (
+        google.ServerError, google.TooManyRequests, google.RetryError,
+        google.Aborted, google.FailedPrecondition,  # another operation on the same thing runs
+    ) as error:  # fmt: skip
         raise Unavailable(f"{what} of connection {conn_id!r} cannot now: {error}") from error
     except google.GoogleAPICallError as error:
         raise SpecError(f"{what} of connection {conn_id!r} does not take this: {error}") from error

@@ -60,7 +60,7 @@ class SageMakerServing(RecordedServing):
             if anew:
                 endpoint = self._free(wanted.name, endpoint)
                 self._forget(name, endpoint)
-            failed = self._step(wanted, config, endpoint)
+            failed = self._step(wanted, config, endpoint, anew)
             endpoint = self._endpoint(wanted.name)
             return sagemaker.states(wanted, name, endpoint, failed), wanted.name if endpoint else ""
 
@@ -120,7 +120,7 @@ class SageMakerServing(RecordedServing):
             except runtime.exceptions.ValidationError as error:
                 raise Unavailable(f"service {name!r} does not answer: {error}") from error
 
-    def _step(self, wanted: Service, config: Mapping[str, Any], endpoint: Mapping[str, Any] | None) -> bool:
+    def _step(self, wanted: Service, config: Mapping[str, Any], endpoint: Mapping[str, Any] | None, anew: bool) -> bool:
         """Do the next thing that can be done now; return whether the last change has failed."""
         name, client = config["EndpointConfigName"], self._hook.get_conn()
         named = {"EndpointName": wanted.name, "EndpointConfigName": name}
@@ -130,7 +130,7 @@ class SageMakerServing(RecordedServing):
         elif endpoint["EndpointStatus"] in _BUSY:
             return False
         elif endpoint["EndpointStatus"] == "Failed":
-            if endpoint["EndpointConfigName"] != name:
+            if anew or endpoint["EndpointConfigName"] != name:
                 client.delete_endpoint(EndpointName=wanted.name)  # all that can be done; the next look makes it anew
         elif endpoint["EndpointConfigName"] != name:
             if sagemaker.has_failed(endpoint, self._config(name), name):

@@ -178,8 +178,9 @@ class ServingContract:
             assert seen is not None, f"service {name!r} is not there"
             assert all(state.phase != "failed" for state in seen.states.values()), seen.states
             wanted, states = seen.wanted, seen.states
-            candidate = states[wanted.candidate.name] if wanted.candidate else None
-            settled = candidate is None or (candidate.percent, candidate.mirror) == (wanted.percent, wanted.mirror)
+            moved = states[(wanted.candidate or wanted.stable).name]
+            asked = (wanted.percent, wanted.mirror) if wanted.candidate else (100, 0)
+            settled = (moved.percent, moved.mirror) == asked
             if settled and all(state.phase == "ready" for state in states.values()):
                 return seen
             assert time.monotonic() < deadline, f"not ready after {self.ready_s:g} s: {states}"

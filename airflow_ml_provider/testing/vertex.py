@@ -48,7 +48,7 @@ class GoogleProject:
         """Tell Cloud Monitoring of so many requests, shared out by the split; `errors` are those of versions."""
         for one in self._endpoint(name).deployed_models:
             count = requests * self._endpoint(name).traffic_split.get(one.id, 0) // 100
-            bad = (errors or {}).get(one.display_name, 0)
+            bad = min((errors or {}).get(one.display_name, 0), count)
             for code, number in (("200", count - bad), ("503", bad)):
                 key = (name, one.id, code)
                 self._responses[key] = self._responses.get(key, 0) + number

@@ -298,6 +298,11 @@ rest_server_request_duration_seconds_bucket{{{_INFER},le="0.025"}} 8
 rest_server_request_duration_seconds_bucket{{{_INFER},le="0.25"}} 10
 rest_server_request_duration_seconds_bucket{{{_INFER},le="+Inf"}} 10
 """,
+    "seldon": """
+seldon_model_infer_total{model="late-v2-predictor",method_type="rest",code="200"} 7
+seldon_model_infer_total{model="late-v2-predictor",method_type="rest",code="400"} 1
+seldon_model_infer_total{model="late-v2-predictor",method_type="rest",code="500"} 2
+""",
     "triton": """
 nv_inference_request_success{model="late",version="1"} 8
 nv_inference_request_failure{model="late",version="1",reason="BACKEND"} 2
@@ -316,7 +321,7 @@ def test_sets(hook: PrometheusHook, servers: Servers, name: str) -> None:
     # Where it is told by the server, its name begins with that of the Deployment, as Kubernetes makes it.
     workload = "three" if name in ("kserve", "mlserver", "triton") else "late-v2-predictor"
     parts = [Part("v2", workload, "late-v2-predictor")]
-    stats = VersionStats(10, 2) if name == "triton" else counted(8, 2)
+    stats = VersionStats(10, 2) if name in ("seldon", "triton") else counted(8, 2)
     asked = prometheus.query(of, "late", "ml", parts)
     expected = {"v2": {f"{workload}/{LABELS.get(name, _POD)}": stats}}
     until(lambda: prometheus.readings(hook.query(asked), of, parts), expected)

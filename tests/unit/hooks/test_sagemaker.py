@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,27 +12,27 @@ import pytest
 pytest.importorskip("airflow.providers.amazon", reason="needs the Amazon provider")
 pytest.importorskip("moto", reason="needs moto")
 
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
 from airflow_ml_provider.hooks._serving import serving
 from airflow_ml_provider.hooks.sagemaker import SageMakerServing
-from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
+from airflow_ml_provider.operators.deploy import RolloutOperator
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.stages.deploy.elsewhere import SageMaker
 from airflow_ml_provider.stages.deploy.service import Server, Service, Version
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.testing.sagemaker import REGION, AmazonAccount, amazon
 from airflow_ml_provider.testing.serving import ServingContract
-from airflow_ml_provider.triggers.serving import ServingTrigger
 
 PLACE = SageMaker("arn:aws:iam::123456789012:role/models", "s3://models/records", "123.dkr.ecr/triton:1", region=REGION)
 ROWS = {"hour": [6.0, 18.0]}
 
 
 def version(name: str, **server: Any) -> Version:
-    return Version(name, ModelRef("late", f"s3://models/late/{name}", f"sha256:{name}"), Server(**server))
+    return Version(
+        name, ModelRef("late", f"s3://models/late/{name}", f"sha256:{name}", version=name[1:]), Server(**server)
+    )
 
 
 V1, V2 = version("v1"), version("v2")
@@ -162,7 +160,28 @@ def test_a_first_version_that_does_not_start(place: SageMakerServing, account: A
     seen = place.look("late")
     assert seen is not None
     assert seen.states["v1"].phase == "failed"
+    place.put(Service("late", V1), seen.revision)
+    account.broken.clear()
+    assert ServingContract().ready(place, "late").states["v1"].phase == "ready", "it may be tried again"
+
+
+def test_another_version_instead_of_one_that_never_started(place: SageMakerServing, account: AmazonAccount) -> None:
+    account.broken = {"v1"}
+    place.put(Service("late", V1))
+    place.look("late")
     assert put(place, Service("late", V2)).states["v2"].phase == "ready"
+
+
+def test_somebody_else_was_quicker(
+    place: SageMakerServing, account: AmazonAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = put(place, Service("late", V1))
+    stale = place._endpoint("late")
+    account.slow = 9
+    place.put(Service("late", V1, V2), seen.revision)
+    monkeypatch.setattr(place, "_endpoint", lambda _: stale)
+    with pytest.raises(Unavailable, match="in-progress"):
+        place.bring(Service("late", V2))
 
 
 def test_nothing_is_left(place: SageMakerServing, account: AmazonAccount) -> None:
@@ -267,73 +286,19 @@ def test_aws_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
         SageMakerServing(PLACE).look("late")
 
 
-class Users:
-    """Ask as often as somebody reads what was counted."""
-
-    def __init__(self, place: SageMakerServing, account: AmazonAccount, errors: int) -> None:
-        self.read, self.account, self.errors = place.readings, account, errors
-
-    def __call__(self, name: str) -> Any:
-        self.account.serve(name, 1000, {"v2": self.errors} if "v2" in self.read(name) else None)
-        return self.read(name)
-
-
-async def first(arguments: Any) -> Any:
-    """Return the first event of a trigger."""
-    return (await anext(ServingTrigger(**json.loads(json.dumps(arguments))).run())).payload
-
-
-def run(operator: Any) -> Any:
-    """Execute a task to its end, as worker and triggerer do."""
-    try:
-        return operator.execute(context())
-    except TaskDeferred as deferred:
-        pending = deferred
-    while True:
-        event = json.loads(json.dumps(asyncio.run(first(pending.trigger.serialize()[1]))))
-        try:
-            return operator.go_further(context(), event)
-        except TaskDeferred as deferred:
-            pending = deferred
-
-
-def model(name: str) -> ModelRef:
-    return ModelRef("late", f"s3://models/late/{name}", f"sha256:{name}", version=name)
-
-
 @pytest.mark.parametrize("strategy", ["canary", "shadow"])
 @pytest.mark.parametrize("errors", [0, 400])
-def test_a_rollout(
-    place: SageMakerServing,
-    account: AmazonAccount,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    strategy: str,
-    errors: int,
-) -> None:
-    monkeypatch.setattr("airflow_ml_provider.hooks._serving.serving", lambda value: place if value == PLACE else None)
-    monkeypatch.setattr(place, "readings", Users(place, account, errors))
-    where = {"sagemaker": codec.encode(PLACE)}
-    settings = {"service": "late", "place": where, "poll_s": 0.01, "gate": "waived"}
-    run(DeployOperator(task_id="deploy", model=model("1"), rows=ROWS, **settings))
-    policy = {
-        "strategy": strategy, "steps": [50, 100], "bake_s": 0.01, "min_samples": 100, "max_wait_s": 20,
-        "checks": [{"kind": "error_rate"}],
-    }  # fmt: skip
-    rollout = RolloutOperator(task_id="rollout", model=model("2"), evidence=str(tmp_path), policy=policy, **settings)
-    if errors:
-        with pytest.raises(AirflowFailException, match="error_rate"):
-            run(rollout)
-    else:
-        assert run(rollout)["status"] == "ok"
+def test_a_rollout(place: SageMakerServing, account: AmazonAccount, rolled: Any, strategy: str, errors: int) -> None:
+    models = [V1.model, V2.model]
     stable = "v2" if strategy == "canary" and not errors else "v1"
+    assert rolled(PLACE, place, account.serve, models, strategy, errors) == stable
     assert set(put(place, place.look("late").wanted).states) == {stable}  # type: ignore[union-attr]
 
 
 def test_the_default_checks_are_refused_before_anything_is_touched(place: SageMakerServing) -> None:
     put(place, Service("late", version("v1")))
     rollout = RolloutOperator(
-        task_id="rollout", model=model("2"), evidence="/tmp", service="late", place=PLACE, gate="waived"
+        task_id="rollout", model=V2.model, evidence="/tmp", service="late", place=PLACE, gate="waived"
     )
     rollout.__dict__["serving"] = place
     with pytest.raises(AirflowFailException, match="checks latency, which nothing counts on SageMaker"):

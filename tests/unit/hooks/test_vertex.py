@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("airflow.providers.google", reason="needs the Google provider")
 pytest.importorskip("google.cloud.aiplatform_v1", reason="needs google-cloud-aiplatform")
 
-from airflow_ml_provider.exceptions import Conflict, DataError, SpecError
+from airflow_ml_provider.exceptions import Conflict, DataError, SpecError, Unavailable
 from airflow_ml_provider.hooks._serving import serving
 from airflow_ml_provider.hooks.vertex import VertexServing
 from airflow_ml_provider.refs import ModelRef
@@ -27,7 +27,9 @@ ROWS = {"hour": [6.0, 18.0]}
 
 
 def version(name: str, **server: Any) -> Version:
-    return Version(name, ModelRef("late", f"gs://models/late/{name}", f"sha256:{name}"), Server(**server))
+    return Version(
+        name, ModelRef("late", f"gs://models/late/{name}", f"sha256:{name}", version=name[1:]), Server(**server)
+    )
 
 
 V1, V2 = version("v1"), version("v2")
@@ -112,6 +114,15 @@ def test_a_version_that_does_not_start(place: Any, project: GoogleProject) -> No
     assert put(place, Service("late", V1, V2)).states["v2"].phase == "ready", "it may be tried again"
 
 
+def test_somebody_else_was_quicker(place: Any, project: GoogleProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(place, Service("late", V1, V2))
+    stale = place._endpoint("late")
+    put(place, Service("late", V1, V2, percent=10))
+    monkeypatch.setattr(place, "_endpoint", lambda _: stale)
+    with pytest.raises(Unavailable, match="the etag is not that of the Endpoint"):
+        place.bring(Service("late", V1, V2, percent=50))
+
+
 def test_nothing_is_left(place: Any, project: GoogleProject) -> None:
     put(place, Service("late", V1))
     put(place, Service("late", V1, V2, percent=100))
@@ -162,6 +173,14 @@ def test_what_is_asked_of_google(place: Any, project: GoogleProject) -> None:
     assert (model.artifact_uri, model.container_spec.image_uri) == ("gs://models/late/v1", "triton:1")
     assert {one.name: one.value for one in model.container_spec.env} == {"AIRFLOW_ML_VERSION": "v1", "A": "1"}
     assert dict(endpoint.traffic_split) == {made.id: 100}
+
+
+@pytest.mark.parametrize("errors", [0, 400])
+def test_a_rollout(place: Any, project: GoogleProject, rolled: Any, errors: int) -> None:
+    project.slow = 1
+    stable = "v1" if errors else "v2"
+    assert rolled(PLACE, place, project.serve, [V1.model, V2.model], "canary", errors) == stable
+    assert set(put(place, place.look("late").wanted).states) == {stable}
 
 
 def test_records_are_compared_and_swapped(place: Any) -> None:
