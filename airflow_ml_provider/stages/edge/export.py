@@ -20,7 +20,6 @@ from airflow_ml_provider.stages.edge import export_measure as measure
 from airflow_ml_provider.stages.edge.spec import FILES, RUNTIMES, EdgeExportResult, EdgeExportSpec
 from airflow_ml_provider.stages.evaluate.report import operating_point
 from airflow_ml_provider.stages.optimise.onnx import quiet
-from airflow_ml_provider.stages.optimise.package import place
 from airflow_ml_provider.stages.train.package import beside, commit, owned
 
 REPORT, PACKAGE = "export.json", "package"
@@ -28,23 +27,33 @@ _KEPT = (models.ONNX, models.PREPROCESS, models.SAMPLE, models.VALIDATION, model
 
 
 def run(spec: EdgeExportSpec, info: RunInfo) -> EdgeExportResult:
-    """Convert, measure and judge; a retry finds what an earlier try has finished.
+    """Convert, measure and judge; the same again finds what is finished, also in a later run of the DAG.
 
     Raises:
         IntegrityError: the model or the dataset is not that of its ref.
         DataError: the model cannot be converted to this format, or the rows cannot be used.
     """
     parent = models.verify(tables.local_path(spec.model.uri), spec.model)
-    folder = place(spec, spec.output, spec.model.name, info)
+    converter = importlib.import_module(f"airflow_ml_provider.stages.edge.export_{spec.format}")
+    folder = _folder(spec, converter.LIBRARIES)
     with owned(folder / PACKAGE):
         body = _finished(folder)
         if body is None:
-            body = _work(spec, info, parent, folder)
+            body = _work(spec, info, parent, folder, converter)
     return _result(spec, folder, body)
 
 
+def _folder(spec: EdgeExportSpec, libraries: tuple[str, ...]) -> Path:
+    """Return where package and report go: the same for the same question to the same converter.
+
+    Not all converters give the same bytes twice, and other bytes would be another release for all devices.
+    """
+    asked = codec.digest({"spec": codec.encode(spec), "converter": provenance.environment(libraries)})
+    return tables.local_path(spec.output).absolute() / spec.model.name / asked.partition(":")[2][:12]
+
+
 def _finished(folder: Path) -> Optional[dict[str, Any]]:
-    """Return the report of an earlier try; it is written last."""
+    """Return the report of an earlier one; it is written last."""
     try:
         body: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         if body["kept"] and models.package_digest(folder / PACKAGE) != body["model"]["digest"]:
@@ -54,8 +63,7 @@ def _finished(folder: Path) -> Optional[dict[str, Any]]:
     return body
 
 
-def _work(spec: EdgeExportSpec, info: RunInfo, parent: Path, folder: Path) -> dict[str, Any]:
-    converter = importlib.import_module(f"airflow_ml_provider.stages.edge.export_{spec.format}")
+def _work(spec: EdgeExportSpec, info: RunInfo, parent: Path, folder: Path, converter: Any) -> dict[str, Any]:
     point = operating_point(spec.operating_point, parent)
     told = inputs.signature(parent, None if spec.format == "ort" else spec.batch_size, point["threshold"])
     package = folder / PACKAGE

@@ -11,19 +11,12 @@ from typing import Any
 from airflow_ml_provider import codec, models, provenance, tables
 from airflow_ml_provider.models import Manifest
 from airflow_ml_provider.provenance import PARENT, RunInfo
-from airflow_ml_provider.stages import Spec
 from airflow_ml_provider.stages.optimise.rows import Divided, take_evenly
 from airflow_ml_provider.stages.optimise.spec import OptimiseSpec, Recipe
 from airflow_ml_provider.stages.train.package import beside, commit
 
 _SAMPLE = 1000
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "pyarrow", "torch")
-
-
-def place(spec: Spec, output: str, name: str, info: RunInfo) -> Path:
-    """Return where package and report go: the same for all tries, another one for another question or clear."""
-    asked = codec.digest({"spec": codec.encode(spec), "run": info.identity, "clear": info.clear_number})
-    return tables.local_path(output).absolute() / name / asked.partition(":")[2][:12]
 
 
 def manifest(spec: OptimiseSpec, parent: Manifest, recipe: Recipe, info: RunInfo) -> Manifest:

@@ -34,12 +34,18 @@ def run(spec: OptimiseSpec, info: RunInfo) -> OptimiseResult:
         DataError: the rows cannot be divided, or another model has other inputs.
     """
     parent = models.verify(tables.local_path(spec.model.uri), spec.model)
-    folder = package.place(spec, spec.output, spec.model.name, info)
+    folder = _folder(spec, info)
     with owned(folder):
         body = _finished(folder)
         if body is None:
             body = _work(spec, info, parent, folder)
     return _result(spec, folder, body)
+
+
+def _folder(spec: OptimiseSpec, info: RunInfo) -> Path:
+    """Return where package and report go: the same for all tries, another one for another question or clear."""
+    asked = codec.digest({"spec": codec.encode(spec), "run": info.identity, "clear": info.clear_number})
+    return tables.local_path(spec.output).absolute() / spec.model.name / asked.partition(":")[2][:12]
 
 
 def _finished(folder: Path) -> Optional[dict[str, Any]]:
