@@ -35,6 +35,7 @@ _PUBLIC = {
     "RolloutOperator": "operators.deploy",
     "RolloutOutcomeOperator": "operators.deploy",
     "UndeployOperator": "operators.deploy",
+    "EdgeExportOperator": "operators.edge",
     "OtaReleaseOperator": "operators.edge",
     "KServeOperator": "operators.kserve",
     "ReapOperator": "operators.reap",

@@ -53,6 +53,7 @@ class Manifest:
         provenance: what the model was made from.
         run_id: tracking run.
         recipe: digest of everything that was asked for; a package of the same recipe need not be made again.
+        files: further files that serve, such as the model in the format of a device, with their digests.
     """
 
     name: str
@@ -67,12 +68,15 @@ class Manifest:
     provenance: Provenance = field(default_factory=Provenance)
     run_id: Optional[str] = None
     recipe: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.inputs:
             raise invalid("inputs of a model", dict(self.inputs), "at least one column")
         if not 0 <= self.threshold <= 1:
             raise invalid("threshold", self.threshold, "in [0, 1]", "give a fraction, not percent")
+        if any(name in ("", ".", "..") or "/" in name for name in self.files):
+            raise invalid("files of a package", list(self.files), "names of files in its folder")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -95,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def package_digest(folder: Path) -> str:
-    """Return the digest of what serves: the ONNX file and the manifest's inputs, threshold and segment.
+    """Return the digest of what serves: the ONNX file and further files, the manifest's inputs, threshold and segment.
 
     Raises:
         DataError: the folder holds no complete package.
@@ -103,6 +107,7 @@ def package_digest(folder: Path) -> str:
     manifest = read_manifest(folder)
     try:
         onnx = tables.file_digest(folder / ONNX)
+        files = {name: tables.file_digest(folder / name) for name in manifest.files}
     except OSError as error:
         raise DataError(f"{folder} holds no complete model package: {error}") from error
     return codec.digest(
@@ -111,6 +116,7 @@ def package_digest(folder: Path) -> str:
             "inputs": sorted(manifest.inputs.items()),
             "threshold": manifest.threshold,
             "segment": manifest.segment,
+            **({"files": files} if files else {}),
         }
     )
 

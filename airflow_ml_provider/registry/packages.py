@@ -13,7 +13,10 @@ from airflow_ml_provider.refs import ModelRef
 
 TAG = "airflow_ml."
 MLMODEL = "MLmodel"
-SAFE_SUFFIXES = (".json", ".onnx", ".parquet", ".safetensors", ".skops", ".txt", ".html")
+SAFE_SUFFIXES = (
+    ".json", ".onnx", ".parquet", ".safetensors", ".skops", ".txt", ".html",
+    ".ort", ".config", ".pte", ".tflite", ".zip",
+)  # fmt: skip
 
 
 def uploads(folder: Path) -> list[Path]:

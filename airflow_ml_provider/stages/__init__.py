@@ -29,6 +29,7 @@ STAGES: dict[str, str] = {
     "promote": "airflow_ml_provider.stages.promote.spec:PromoteSpec",
     "rollback": "airflow_ml_provider.stages.promote.spec:RollbackSpec",
     "score": "airflow_ml_provider.stages.score.spec:ScoreSpec",
+    "edge_export": "airflow_ml_provider.stages.edge.spec:EdgeExportSpec",
     "ota": "airflow_ml_provider.stages.edge.spec:OtaSpec",
     "monitor": "airflow_ml_provider.stages.monitor.spec:MonitorSpec",
     "load_test": "airflow_ml_provider.stages.load_test.spec:LoadTestSpec",

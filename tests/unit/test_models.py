@@ -107,6 +107,19 @@ class TestDigest:
             assert models.package_digest(package(tmp_path, replace(MANIFEST, **change))) != digest
         assert models.package_digest(package(tmp_path, body=graph() + b"\x5a\x00")) != digest
 
+    def test_covers_further_files_and_only_those_in_the_folder(self, tmp_path):
+        other = replace(MANIFEST, files={"model.ort": "sha256:0"})
+        with pytest.raises(DataError, match="no complete model package"):
+            models.package_digest(package(tmp_path, other))
+        digests = {models.package_digest(package(tmp_path))}
+        for text in ("one", "two"):
+            (tmp_path / "model.ort").write_text(text)
+            digests.add(models.package_digest(package(tmp_path, other)))
+        assert len(digests) == 3
+        for name in ("../secret", "..", ""):
+            with pytest.raises(SpecError, match="names of files in its folder"):
+                replace(MANIFEST, files={name: "sha256:0"})
+
     def test_order_of_inputs_is_not_part_of_it(self, tmp_path):
         other = replace(MANIFEST, inputs=dict(reversed(MANIFEST.inputs.items())))
         assert models.package_digest(package(tmp_path / "a")) == models.package_digest(package(tmp_path / "b", other))

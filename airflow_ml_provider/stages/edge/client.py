@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import ssl
 import tempfile
 import urllib.request
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ class Client:
         runtime: what models are run with.
         version: of that.
         healthy: whether the model in a file works, asked after each swap; an error counts as no.
+        cafile: certificates (PEM) that the one of the server must follow from, in place of the system's.
         timeout_s: a request fails after so many seconds.
         now: gives the time.
     """
@@ -73,6 +75,7 @@ class Client:
         healthy: Callable[[Path], bool],
         runtime: str = "",
         version: str = "",
+        cafile: str = "",
         timeout_s: float = 30.0,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
@@ -81,6 +84,7 @@ class Client:
         self.url, self.root, self.name, self.device, self.keys = url.rstrip("/"), root, name, device, list(keys)
         self.healthy, self.runtime, self.version = healthy, runtime, version
         self.timeout_s, self.now = timeout_s, now
+        self._tls = ssl.create_default_context(cafile=cafile or None)
         (root / "files").mkdir(parents=True, exist_ok=True)
 
     @property
@@ -190,7 +194,9 @@ class Client:
         """Return at most `size` bytes, so that no server can fill the memory."""
         address = f"{self.url}/{path}"
         try:
-            with urllib.request.urlopen(address, timeout=self.timeout_s) as answer:  # noqa: S310 - checked above
+            with urllib.request.urlopen(  # noqa: S310 - checked above
+                address, timeout=self.timeout_s, context=self._tls
+            ) as answer:
                 found: bytes = answer.read(size + 1)
         except OSError as error:
             raise Unavailable(f"{address} cannot be had: {error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from airflow_ml_provider.stages.optimise.spec import ORIGINAL, OptimisePolicy
+from airflow_ml_provider.stages.optimise.spec import ORIGINAL, Allowance, OptimisePolicy
 
 
 class NotApplicable(Exception):
@@ -91,7 +91,7 @@ def choose(policy: OptimisePolicy, original: Measured, candidates: Mapping[str, 
     return Choice(ORIGINAL, reason, {**verdicts, ORIGINAL: ("chosen", reason)})
 
 
-def refusal(policy: OptimisePolicy, found: Measured) -> list[str]:
+def refusal(policy: Allowance, found: Measured) -> list[str]:
     """Return what the policy has against a candidate; nothing when it is allowed."""
     if found.fails:
         return [found.fails]

@@ -18,7 +18,7 @@ from airflow_ml_provider.stages.gate.logic import signed_gain
 from airflow_ml_provider.stages.optimise import rows as divided
 from airflow_ml_provider.stages.optimise.logic import Measured, quantiles, slice_losses
 from airflow_ml_provider.stages.optimise.onnx import zeros
-from airflow_ml_provider.stages.optimise.spec import ORIGINAL, OptimiseSpec
+from airflow_ml_provider.stages.optimise.spec import ORIGINAL, Measurement, OptimiseSpec
 from airflow_ml_provider.stages.register.logic import compare
 
 CPU = "CPUExecutionProvider"
@@ -50,7 +50,7 @@ class Candidate:
         return bool(((self.scores >= 0) & (self.scores <= 1)).all())  # NaN is neither
 
 
-def accuracy(spec: OptimiseSpec, rows: divided.Divided, candidate: Candidate, threshold: float) -> dict[str, Any]:
+def accuracy(spec: Measurement, rows: divided.Divided, candidate: Candidate, threshold: float) -> dict[str, Any]:
     """Return all metrics with intervals, the slices and the worst of them."""
     labels = rows.labels()
     ordered = Rows.of(labels, candidate.scores)
@@ -83,7 +83,7 @@ def parity(original: Candidate, candidate: Candidate, threshold: float, max_flip
 
 
 def compared(
-    spec: OptimiseSpec, rows: divided.Divided, original: Candidate, candidate: Candidate, threshold: float,
+    spec: Measurement, rows: divided.Divided, original: Candidate, candidate: Candidate, threshold: float,
     before: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return a candidate's entry in the table, but for its latency.
@@ -178,7 +178,7 @@ def _on(provider: str, candidates: Mapping[str, Candidate], table: Any, spec: Op
     found.providers.append(provider)
     for size in spec.batch_sizes:
         calls = {name: _call(scorer, table, size) for name, scorer in scorers.items()}
-        for name, seconds in _take_turns(calls, spec.repeats).items():
+        for name, seconds in take_turns(calls, spec.repeats).items():
             found.times[name].setdefault(provider, {})[str(size)] = quantiles(seconds)
 
 
@@ -191,7 +191,8 @@ def _call(scorer: models.Scorer, table: Any, size: int) -> Callable[[], Any]:
     return lambda: scorer.run(feeds)
 
 
-def _take_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def take_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Return how long each call took, `repeats` times (seconds), in turns and after a few that do not count."""
     for call in calls.values():
         for _ in range(_WARM_UP):
             call()

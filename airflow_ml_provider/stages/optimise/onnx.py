@@ -36,7 +36,7 @@ def apply(step: str, graph: bytes, recipe: Recipe, feeds: Mapping[str, Any]) -> 
         "graph": _graph, "fp16": _fp16, "int8_dynamic": _int8_dynamic, "int8_static": _int8_static, "int4": _int4,
         "magnitude": _magnitude,
     }[step]  # fmt: skip
-    with _quiet():
+    with quiet():
         return work(graph, recipe, feeds)
 
 
@@ -187,14 +187,15 @@ class _Reader:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what the tools say to a person at a terminal; what goes wrong they raise."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as aside:
             warnings.simplefilter("ignore")
-            yield
+            with contextlib.redirect_stderr(aside):
+                yield
     finally:
         root.setLevel(level)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_ml_provider import codec, models
+from airflow_ml_provider.exceptions import DataError
 from airflow_ml_provider.stages.optimise import torch as kit
 from airflow_ml_provider.stages.optimise.logic import NotApplicable
 from airflow_ml_provider.stages.optimise.rows import Divided
@@ -58,20 +59,16 @@ def _student(recipe: Recipe, inputs: Any, rows: Divided) -> tuple[Preprocessor, 
 
 def _own(parent: Path, step: str) -> tuple[Preprocessor, Any]:
     """Return the model's own preprocessing and network."""
-    from safetensors.torch import load
-
-    config = parent / engine.CONFIG
-    body = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    if "numbers" not in body:
+    try:
+        net = engine.stored(parent)
+    except DataError as error:
         raise NotApplicable(
             f"{step} takes the network of engine 'torch'; for a module of your own use "
             "`airflow_ml_provider.stages.optimise.torch` in its training function and give the package as one of "
             "`others`; `distill` takes any model"
-        )
+        ) from error
     text = json.loads((parent / models.PREPROCESS).read_text(encoding="utf-8"))
     pre = codec.decode(Preprocessor, text, models.PREPROCESS)
-    net = engine.network(body["numbers"], tuple(body["sizes"]), tuple(body["hidden"]), 0.0)
-    net.load_state_dict(load((parent / engine.WEIGHTS).read_bytes()))
     return pre, net
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from airflow_ml_provider import models
 from airflow_ml_provider.exceptions import DataError
 from airflow_ml_provider.models import InputType
+from airflow_ml_provider.refs import DatasetRef
 from airflow_ml_provider.stages.evaluate import parquet
-from airflow_ml_provider.stages.optimise.spec import OptimiseSpec
+from airflow_ml_provider.stages.optimise.spec import Measurement
 from airflow_ml_provider.stages.train import data
 
 
@@ -43,7 +44,7 @@ class Divided:
         return self.newer.column("label").to_numpy().astype("float64")
 
 
-def divide(spec: OptimiseSpec, package: Path) -> Divided:
+def divide(spec: Measurement, dataset: DatasetRef, package: Path) -> Divided:
     """Return the rows of the dataset, divided at the package's first validation row.
 
     Without validation rows, or where the dataset holds nothing older, the oldest `older_share` is the older part.
@@ -55,7 +56,7 @@ def divide(spec: OptimiseSpec, package: Path) -> Divided:
     import numpy as np
 
     manifest = models.read_manifest(package)
-    table, times = _read(spec, manifest.inputs, manifest.segment)
+    table, times = _read(spec, dataset, manifest.inputs, manifest.segment)
     window = parquet.validation_window(package)
     split = int(np.searchsorted(times, _micros(window[0]))) if window else 0
     by = "the package's first validation row"
@@ -65,7 +66,7 @@ def divide(spec: OptimiseSpec, package: Path) -> Divided:
     labels = newer.column("label").to_numpy()
     if not older.num_rows or not newer.num_rows or labels.min() == labels.max():
         raise DataError(
-            f"dataset {spec.dataset.name!r} cannot be divided by {by}: {older.num_rows} older rows, {newer.num_rows} "
+            f"dataset {dataset.name!r} cannot be divided by {by}: {older.num_rows} older rows, {newer.num_rows} "
             f"newer ones{' of one label' if newer.num_rows else ''}; give rows of both labels that reach beyond those "
             "that the model was fitted to"
         )
@@ -88,7 +89,9 @@ def take_evenly(table: Any, count: int) -> Any:
     return table.take(models.arrow_array(chosen))
 
 
-def _read(spec: OptimiseSpec, inputs: Mapping[str, InputType], segment: Mapping[str, str]) -> tuple[Any, Any]:
+def _read(
+    spec: Measurement, dataset: DatasetRef, inputs: Mapping[str, InputType], segment: Mapping[str, str]
+) -> tuple[Any, Any]:
     """Return the labelled rows of the segment in order of time, and their times."""
     import numpy as np
     import pyarrow as pa
@@ -98,7 +101,7 @@ def _read(spec: OptimiseSpec, inputs: Mapping[str, InputType], segment: Mapping[
     sliced = [part for name in spec.slices for part in name.split("*")]
     columns = list(dict.fromkeys([*inputs, spec.timestamp, *sliced, *segment]))
     parts = []
-    for path in data.files(spec.dataset):
+    for path in data.files(dataset):
         with pq.ParquetFile(path) as file:
             parquet.check_columns(file.schema_arrow.names, [spec.label, *columns], path)
             part = file.read(columns=list(dict.fromkeys([*columns, spec.label])))
@@ -111,7 +114,7 @@ def _read(spec: OptimiseSpec, inputs: Mapping[str, InputType], segment: Mapping[
     if moments.null_count or not table.num_rows:
         where = f" with {dict(segment)}" if segment else ""
         raise DataError(
-            f"dataset {spec.dataset.name!r} has {table.num_rows} labelled rows{where}, {moments.null_count} of them "
+            f"dataset {dataset.name!r} has {table.num_rows} labelled rows{where}, {moments.null_count} of them "
             f"without {spec.timestamp}; every row needs its time"
         )
     parquet.span(moments)  # refuses what is no timestamp

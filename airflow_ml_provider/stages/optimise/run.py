@@ -60,7 +60,7 @@ def _finished(folder: Path) -> Optional[dict[str, Any]]:
 
 
 def _work(spec: OptimiseSpec, info: RunInfo, parent: Path, folder: Path) -> dict[str, Any]:
-    rows = divided.divide(spec, parent)
+    rows = divided.divide(spec, spec.dataset, parent)
     point = operating_point(spec.operating_point, parent)
     with tempfile.TemporaryDirectory() as aside:
         found, not_applicable = _candidates(spec, info, parent, rows, Path(aside))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Optional, Union
+from typing import Any, ClassVar, Literal, Optional, Protocol, Union
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
@@ -88,8 +88,8 @@ def recipe(value: Union[str, Recipe, Any], what: str = "recipes") -> Recipe:
 
 
 @dataclass(frozen=True)
-class OptimisePolicy:
-    """Which candidates may replace the model, and which of them does.
+class Allowance:
+    """What may be lost when another form of a model takes its place.
 
     Attributes:
         metric: what accuracy is; its direction is known.
@@ -98,10 +98,6 @@ class OptimisePolicy:
             loss itself.
         max_slice_loss: by how much it may be worse in any judged slice.
         max_flips: share of rows whose decision at the operating point may differ from the model's.
-        choose: `fastest` takes the lowest median latency at `batch_size`, `smallest` the fewest bytes.
-        batch_size: rows of a call that `fastest` looks at; none takes the first that is measured.
-        min_gain: share of the model's latency or bytes that must be saved; less is not worth another model, and of
-            latencies may be noise.
     """
 
     metric: str = "auc"
@@ -109,16 +105,56 @@ class OptimisePolicy:
     judge: Literal["bound", "value"] = "bound"
     max_slice_loss: float = 0.02
     max_flips: float = 0.02
+
+    def __post_init__(self) -> None:
+        if min(self.max_loss, self.max_slice_loss) < 0:
+            raise invalid("max_loss, max_slice_loss", (self.max_loss, self.max_slice_loss), "at least 0")
+        if not 0 <= self.max_flips <= 1:
+            raise invalid("max_flips", self.max_flips, "in [0, 1]", "give a fraction, not percent")
+
+
+class Measurement(Protocol):
+    """How other forms of a model are measured on labelled rows: fields that the specs which ask for it share."""
+
+    @property
+    def policy(self) -> Allowance: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def timestamp(self) -> str: ...
+    @property
+    def slices(self) -> tuple[str, ...]: ...
+    @property
+    def min_rows(self) -> int: ...
+    @property
+    def older_share(self) -> float: ...
+    @property
+    def resamples(self) -> int: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class OptimisePolicy(Allowance):
+    """Which candidates may replace the model, and which of them does.
+
+    Attributes:
+        choose: `fastest` takes the lowest median latency at `batch_size`, `smallest` the fewest bytes.
+        batch_size: rows of a call that `fastest` looks at; none takes the first that is measured.
+        min_gain: share of the model's latency or bytes that must be saved; less is not worth another model, and of
+            latencies may be noise.
+    """
+
     choose: Literal["fastest", "smallest"] = "fastest"
     batch_size: Optional[int] = None
     min_gain: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.max_loss, self.max_slice_loss) < 0:
-            raise invalid("max_loss, max_slice_loss", (self.max_loss, self.max_slice_loss), "at least 0")
-        for name in ("max_flips", "min_gain"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise invalid(name, getattr(self, name), "in [0, 1]", "give a fraction, not percent")
+        super().__post_init__()
+        if not 0 <= self.min_gain <= 1:
+            raise invalid("min_gain", self.min_gain, "in [0, 1]", "give a fraction, not percent")
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,33 @@ def network(numbers: int, sizes: tuple[int, ...], hidden: tuple[int, ...], dropo
     return net
 
 
+def stored(folder: Path, module: Any = None) -> Any:
+    """Return the network of a package with its weights, without dropout.
+
+    Parameters:
+        folder: the package.
+        module: an untrained one of the same layers, which is filled; none makes the network of engine `torch`.
+
+    Raises:
+        DataError: the package holds no weights, or they are not those of `module` or of engine `torch`.
+    """
+    from safetensors.torch import load
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        weights = load((folder / WEIGHTS).read_bytes())
+        if module is None:
+            module = network(config["numbers"], tuple(config["sizes"]), tuple(config["hidden"]), 0.0)
+        module.load_state_dict(weights)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} holds no network of PyTorch: it lacks {Path(error.filename).name}") from error
+    except KeyError as error:
+        raise DataError(f"{folder} holds a module of PyTorch, not the network of engine 'torch'") from error
+    except RuntimeError as error:
+        raise DataError(f"the weights in {folder} are not those of this module: {error}") from error
+    return module.eval()
+
+
 def fit(run: Run) -> Any:
     """Return the network with the weights of the best epoch on the validation rows.
 

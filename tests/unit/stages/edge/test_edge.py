@@ -5,11 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import random
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -62,6 +67,52 @@ class World:
 
     def has(self, device: Client) -> str:
         return device.current.read_text() if device.current else ""
+
+
+def certificate(path: Path):
+    """Write a self-signed certificate for 127.0.0.1 as PEM, its key beside it, and return both paths."""
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    made, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(timezone.utc)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.stem)])
+    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    body = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(made.public_key())
+    body = body.serial_number(x509.random_serial_number()).add_extension(here, critical=False)
+    body = body.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    body = body.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    path.write_bytes(body.sign(made, hashes.SHA256()).public_bytes(Encoding.PEM))
+    secret = path.with_suffix(".key")
+    secret.write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return path, secret
+
+
+@contextmanager
+def serving(folder: Path, authority: Path):
+    """Serve a folder by HTTPS, and give its address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, address: object) -> None: ...  # of clients that hang up
+
+    server = Server(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(authority))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -279,6 +330,22 @@ class TestDevice:
         device = world.device(healthy=lambda path: path.read_text() == "one")
         with pytest.raises(Refused):
             device.update()
+        assert world.has(device) == "one"
+
+    def test_by_https(self, world, tmp_path):
+        """From a server whose certificate follows from an authority of one's own, and from no other one."""
+        world.publish("one")
+        authority, stranger = tmp_path / "ca.pem", tmp_path / "other.pem"
+        with serving(world.target, authority) as url:
+            certificate(stranger)
+            for cafile, trusted in (("", False), (str(stranger), False), (str(authority), True)):
+                device = world.device("b", cafile=cafile)
+                device.url = url
+                if trusted:
+                    assert device.update()
+                else:
+                    with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                        device.update()
         assert world.has(device) == "one"
 
     def test_a_delta(self, world):
