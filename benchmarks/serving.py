@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --python /opt/venvs/serving/bin/python --mlserver /opt/venvs/mlserver/bin/python
 
-LightGBM with 100 trees on 20 numbers, one row a request. `engine` is ONNX Runtime in the process itself, `server` is
-one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching, and
+LightGBM with 100 trees on 20 numbers, `--rows` a request (one). `engine` is ONNX Runtime in the process, `server`
+is one of our model servers, `gateway` the same behind our gateway, each with and without (`… 1`) dynamic batching, and
 over gRPC, asked by grpcio's own client, which takes its time, where REST is asked over a bare socket.
 `kserve` and `mlserver` are their servers with a model class around ONNX Runtime, where the Pythons have them. One
 client at a time gives the latencies, then `--clients` at once give the throughput; all share the machine's cores. The
@@ -45,16 +45,17 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000, help="one after the other, for the latencies")
     parser.add_argument("--seconds", type=float, default=8.0, help="of many clients at once, for the throughput")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=1, help="of a request")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load:
-        print(json.dumps(asyncio.run(_load(args.load, args.clients, args.seconds))))
+        print(json.dumps(asyncio.run(_load(args.load, args.clients, args.seconds, args.rows))))
         return
     print(f"{os.cpu_count()} cores; latencies of {args.requests} requests, {args.clients} clients for {args.seconds} s")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         package, digest = _train(folder)
-        base = _engine(package, args.requests)
+        base = _engine(package, args.requests, args.rows)
         print(f"{'engine':12} p50 {base[0]:7.3f} ms  p95 {base[1]:7.3f} ms")
         for way, start in _ways(args, folder, package, digest).items():
             with start() as place:
@@ -63,7 +64,7 @@ def main() -> None:
 
 def _measure(url: str, pids: list[int], base: float, args: argparse.Namespace) -> str:
     before = _cpu_ms(pids)
-    p50, p95 = _quantiles(_one_by_one(url, args.requests))
+    p50, p95 = _quantiles(_one_by_one(url, args.requests, args.rows))
     between = _cpu_ms(pids)
     many = _many(url, args)
     one, all_at_once = (between - before) / args.requests, (_cpu_ms(pids) - between) / max(many["answered"], 1)
@@ -125,13 +126,13 @@ def _train(folder: Path) -> tuple[Path, str]:
     return Path(model.uri), model.digest
 
 
-def _engine(package: Path, requests: int) -> tuple[float, float]:
+def _engine(package: Path, requests: int, rows: int) -> tuple[float, float]:
     import numpy as np
 
     from airflow_ml_provider import models
 
     scorer = models.Scorer(package)
-    feeds = {name: np.array([[value]], np.float32) for name, value in ROW.items()}
+    feeds = {one["name"]: np.array(one["data"], np.float32).reshape(-1, 1) for one in _asked(rows)["inputs"]}
     found = []
     for _ in range(requests):
         began = time.perf_counter()
@@ -290,18 +291,22 @@ def _free_port() -> int:
         return port
 
 
-def _request() -> bytes:
-    inputs = [{"name": name, "shape": [1, 1], "datatype": "FP32", "data": [value]} for name, value in ROW.items()]
-    body = json.dumps({"id": "x", "inputs": inputs}).encode()
+def _asked(rows: int) -> dict[str, Any]:
+    columns = {name: [value + at / rows for at in range(rows)] for name, value in ROW.items()}
+    inputs = [{"name": n, "shape": [rows, 1], "datatype": "FP32", "data": data} for n, data in columns.items()]
+    return {"id": "x", "inputs": inputs}
+
+
+def _request(rows: int) -> bytes:
+    body = json.dumps(_asked(rows)).encode()
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
-def _message() -> bytes:
+def _message(rows: int) -> bytes:
     from airflow_ml_provider.stages.deploy import messages
 
-    inputs = [{"name": name, "shape": [1, 1], "datatype": "FP32", "data": [value]} for name, value in ROW.items()]
-    return messages.ask("bench", "", {"id": "x", "inputs": inputs})
+    return messages.ask("bench", "", _asked(rows))
 
 
 def _complete(answer: bytes) -> bool:
@@ -312,12 +317,12 @@ def _complete(answer: bytes) -> bool:
     return len(body) >= int(length.split(b":")[1])
 
 
-def _one_by_one(url: str, requests: int) -> list[float]:
+def _one_by_one(url: str, requests: int, rows: int = 1) -> list[float]:
     """Return the milliseconds of each request of one client."""
     place = urlsplit(url)
     if place.scheme == "grpc":
-        return _one_by_one_grpc(place.netloc, requests)
-    sent, found = _request(), []
+        return _one_by_one_grpc(place.netloc, requests, rows)
+    sent, found = _request(rows), []
     with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(requests):
@@ -334,12 +339,12 @@ def _one_by_one(url: str, requests: int) -> list[float]:
     return found
 
 
-def _one_by_one_grpc(target: str, requests: int) -> list[float]:
+def _one_by_one_grpc(target: str, requests: int, rows: int) -> list[float]:
     import grpc
 
     from airflow_ml_provider.stages.deploy import messages
 
-    sent, found = _message(), []
+    sent, found = _message(rows), []
     with grpc.insecure_channel(target) as channel:
         infer = channel.unary_unary(messages.INFER)
         for _ in range(requests):
@@ -351,23 +356,25 @@ def _one_by_one_grpc(target: str, requests: int) -> list[float]:
 
 def _many(url: str, args: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, str(HERE), f"--load={url}", f"--clients={args.clients}", f"--seconds={args.seconds}"]
+    command += [f"--rows={args.rows}"]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return found
 
 
-async def _load(url: str, clients: int, seconds: float) -> dict[str, float]:
+async def _load(url: str, clients: int, seconds: float, rows: int) -> dict[str, float]:
     """Ask with many clients at once, each the next as soon as it has its answer."""
-    until, place = time.perf_counter() + seconds, urlsplit(url)
-    client = _grpc_client(place.netloc, until) if place.scheme == "grpc" else partial(_client, place.port, until)
-    found = await asyncio.gather(*(client() for _ in range(clients)))
+    place = urlsplit(url)
+    client = _grpc_client(place.netloc, rows) if place.scheme == "grpc" else partial(_client, place.port, rows)
+    until = time.perf_counter() + seconds
+    found = await asyncio.gather(*(client(until) for _ in range(clients)))
     times = [one for good, _ in found for one in good]
     p50, p95 = _quantiles(times)
     return {"answered": len(times), "p50": p50, "p95": p95, "failed": sum(bad for _, bad in found)}
 
 
-async def _client(port: int, until: float) -> tuple[list[float], int]:
+async def _client(port: int, rows: int, until: float) -> tuple[list[float], int]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    sent, good, bad = _request(), [], 0
+    sent, good, bad = _request(rows), [], 0
     while (began := time.perf_counter()) < until:
         writer.write(sent)
         answer = b""
@@ -381,15 +388,15 @@ async def _client(port: int, until: float) -> tuple[list[float], int]:
     return good, bad
 
 
-def _grpc_client(target: str, until: float) -> Callable[[], Awaitable[tuple[list[float], int]]]:
+def _grpc_client(target: str, rows: int) -> Callable[[float], Awaitable[tuple[list[float], int]]]:
     """Return a client; all of them share one connection, as they do in gRPC."""
     import grpc.aio
 
     from airflow_ml_provider.stages.deploy import messages
 
-    infer, sent = grpc.aio.insecure_channel(target).unary_unary(messages.INFER), _message()
+    infer, sent = grpc.aio.insecure_channel(target).unary_unary(messages.INFER), _message(rows)
 
-    async def ask() -> tuple[list[float], int]:
+    async def ask(until: float) -> tuple[list[float], int]:
         good, bad = [], 0
         while (began := time.perf_counter()) < until:
             try:

@@ -20,6 +20,7 @@ from airflow_ml_provider.serving.batching import Batcher
 from airflow_ml_provider.serving.spec import NanPolicy, Version
 from airflow_ml_provider.serving.stats import LATENCY_BOUNDS_MS
 
+_GONE = 499  # whoever asked over gRPC does not wait any more; the number is that of nginx
 SERVER = {"name": "airflow-ml-provider", "version": __version__}
 Read = Callable[[Mapping[str, InputType], NanPolicy], oip.Request]
 Write = Callable[[oip.Request, Any], bytes]
@@ -122,6 +123,9 @@ class Inference:
         try:
             yield
             status = 200
+        except asyncio.CancelledError:
+            status = _GONE
+            raise
         except Exception as error:
             status = status_of(error)
             raise

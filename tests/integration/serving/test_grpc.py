@@ -177,6 +177,14 @@ class TestServer:
         with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
             stub.channel.unary_unary(f"/{messages.SERVICE}/RepositoryModelUnload")(b"")
 
+    def test_who_does_not_wait_is_not_the_model_s_fault(self, both: tuple[Server, Stub]) -> None:
+        rest, stub = both
+        deadline = time.monotonic() + 30
+        while not rest.metric("ml_server_requests_total", status="499"):
+            assert time.monotonic() < deadline
+            stub.infer(timeout=0.1)
+        assert not rest.metric("ml_server_requests_total", status="500")
+
     def test_sigterm_finishes_what_is_in_flight(self, python: str, model: ModelRef, tmp_path: Path) -> None:
         with server(python, model, tmp_path, "--max-delay-ms=1000", "--linger-s=0.3") as (found, stub):
             waiting, said = stub.begin(), []
