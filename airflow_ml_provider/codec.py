@@ -244,8 +244,10 @@ def _dataclass_schema(cls: type, defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Return the `name: text` lines of the docstring's Attributes section."""
+    """Return the `name: text` lines of the docstring's Attributes section, and of those of the bases."""
     docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        docs.update(_field_docs(base))
     inside, name = False, ""
     for line in (cls.__doc__ or "").splitlines():
         text = line.strip()

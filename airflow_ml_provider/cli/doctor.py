@@ -19,6 +19,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "validate": ({}, {"suite": "suite.yaml"}),
     "evaluate": ({"experiment": "e"},),
     "train": tuple({"engine": engine, "experiment": "e"} for engine in ("lightgbm", "sklearn", "torch", "function")),
+    "edge_export": tuple({"format": form} for form in ("ort", "executorch", "litert", "coreml")),
 }
 _LOOK = """\
 import importlib.metadata, importlib.util, json, sys

@@ -23,9 +23,9 @@ RUNTIMES: Mapping[str, str] = {
 }  # fmt: skip
 _CONVERTERS: Mapping[str, Mapping[str, str]] = {
     "ort": {"onnx": "onnx", "flatbuffers": "flatbuffers"},
-    "executorch": {"executorch": "executorch>=1.5"},
-    "litert": {"litert_torch": "litert-torch>=0.10", "ai_edge_litert": "ai-edge-litert>=2.3"},
-    "coreml": {"coremltools": "coremltools>=9"},
+    "executorch": {"executorch": "executorch"},
+    "litert": {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"},
+    "coreml": {"coremltools": "coremltools"},
 }
 
 

@@ -56,6 +56,7 @@ class TestDoctor:
         looked_at = {name.partition(" ")[0] for name in doctor.requirements()}
         assert looked_at == set(STAGES)
         assert "torch" in doctor.requirements()["train (torch)"]
+        assert "coremltools" in doctor.requirements()["edge_export (coreml)"]
         assert "great_expectations" in doctor.requirements()["validate (suite.yaml)"]
 
     def test_this_python_and_another(self, ml: Any) -> None:
