@@ -70,8 +70,9 @@ def verdict(pod: Any) -> Verdict:
         if taken:
             return Verdict("lost", why, any(taken))
         # Somebody killed it from outside of the program: it was asked to end, or nobody says why.
-        killed = any(code in (_KILLED, _TERMINATED) for code in _exit_codes(pod))
-        return Verdict("lost" if killed else "failed", why, killed and not pod.metadata.deletion_timestamp)
+        codes, deleted = _exit_codes(pod), pod.metadata.deletion_timestamp
+        killed = any(code in (_KILLED, _TERMINATED) for code in codes) or bool(deleted and not codes)
+        return Verdict("lost" if killed else "failed", why, killed and not deleted)
     if pod.metadata.deletion_timestamp:
         return Verdict("leaves", why)
     return Verdict("runs" if status.phase == "Running" else "waits", why)

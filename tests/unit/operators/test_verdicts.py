@@ -55,6 +55,7 @@ def pod(
         (pod(exit_code=137, ended="OOMKilled"), "lost", False),
         (pod(exit_code=137), "lost", True),  # killed from outside, nobody says why
         (pod(exit_code=143, deleted=NOW), "lost", False),  # it was asked to end
+        (pod(waits="ContainerCreating", deleted=NOW), "lost", False),  # ended before the kubelet could say how
         (pod(reason="Evicted", message="low on memory"), "lost", True),
         (pod(reason="Preempting"), "lost", False),
         (pod(reason="NodeLost"), "lost", True),
