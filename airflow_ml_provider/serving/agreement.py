@@ -16,7 +16,7 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) ->
     """Return whether two answers of the Open Inference Protocol (as its JSON has them) have the same outputs, by name.
 
     Labels, texts, integers and truth values must be equal, real numbers a and b within the tolerance t:
-    |a - b| <= t · max(1, |a|, |b|). What is missing (null) only agrees with what is missing.
+    `abs(a - b) <= t · max(1, abs(a), abs(b))`. What is missing (null) only agrees with what is missing.
 
     Raises:
         DataError: one of them is not of the protocol.

@@ -142,7 +142,8 @@ with DAG("rolling", schedule=None, params=PARAMS, render_template_as_native_obj=
     deploy >> rollout
     for task_id, outcome in (("rolled_out", "done"), ("rolled_back", "rolled_back")):
         RolloutOutcomeOperator(
-            task_id=task_id, rollout=rollout.output, outcome=outcome, outlets=[Asset("rolling." + task_id)]
+            task_id=task_id, rollout=rollout.output, outcome=outcome, outlets=[Asset("rolling." + task_id)],
+            service=common["service"], place=PLACE,
         )
 """
 # Stands before the real module in pods of these DAGs: the stage counts, and works once the file is gone.
