@@ -108,8 +108,8 @@ class Agreement:
 
     Attributes:
         min_share: least share.
-        tolerance: real numbers a and b are the same if `abs(a - b) <= tolerance · max(1, abs(a), abs(b))`; all else must
-            be equal.
+        tolerance: real numbers a and b are the same if `abs(a - b) <= tolerance · max(1, abs(a), abs(b))`; all else
+            must be equal.
     """
 
     kind: ClassVar[str] = "agreement"
