@@ -67,7 +67,7 @@ class Watch(BaseOperator):
         self.defer(trigger=ServingTrigger(service=self.service, identity=self.service, **WAITS), method_name="seen")
 
     def seen(self, context, event):
-        print(event["status"])
+        print(event["status"], event["message"])
 
 with DAG("rollouts", schedule=None, max_active_tasks=1000):
     Watch.partial(task_id="watch").expand(service=json.loads(os.environ["BENCHMARK_SERVICES"]))
@@ -182,11 +182,18 @@ def measure(running: Any, folder: Path, counters: Counters, port: int, args: arg
         stack.start(lambda text: None)
         api = AirflowApi(stack.airflow_url)
         api.wait_for_dags(["rollouts"])
+        stack.connect(running, api)
+        api.connection({"connection_id": "prometheus", "conn_type": "http", "host": "127.0.0.1", "port": port})
         api.pause("rollouts", False)
         run_id, began = api.trigger("rollouts"), time.monotonic()
 
         def states() -> list[str]:
-            return [str(task["state"]) for task in api.tasks("rollouts", run_id)]
+            """Return the states of all tasks; once one has not waited, all has been for nothing."""
+            found = [str(task["state"]) for task in api.tasks("rollouts", run_id)]
+            if counters.fails_since is None and {"success", "failed"} & set(found):
+                logs = sorted((stack.state / "airflow" / "logs" / "dag_id=rollouts").rglob("*.log"))
+                raise SystemExit(f"a trigger did not wait: {logs[0].read_text()[-2000:] if logs else found}")
+            return found
 
         kubernetes.wait(lambda: states() == ["deferred"] * args.rollouts, 1800)
         print(f"all {args.rollouts} wait  {time.monotonic() - began:.0f} s after the trigger", flush=True)

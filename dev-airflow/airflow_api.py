@@ -91,8 +91,13 @@ class AirflowApi:
                 return sorted(runs, key=lambda run: run["logical_date"] or run["run_after"])
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        run = urllib.parse.quote(run_id)
-        return self.call("GET", f"dags/{dag_id}/dagRuns/{run}/taskInstances", limit=200)["task_instances"]
+        """Return all task instances of a run."""
+        path, tasks = f"dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances", []
+        while True:
+            page = self.call("GET", path, limit=100, offset=len(tasks))
+            tasks += page["task_instances"]
+            if len(tasks) >= page["total_entries"] or not page["task_instances"]:
+                return tasks
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """Return an XCom value, or none when there is none."""
