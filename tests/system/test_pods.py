@@ -136,6 +136,7 @@ def test_a_lost_pod_s_lines_stay_in_the_log_when_it_is_replaced(flights, cluster
         if identity in read(process / "cmdline"):
             os.kill(int(process.name), signal.SIGKILL)
     until(lambda: running(cluster, run_id)["metadata"]["uid"] != pod["metadata"]["uid"], 60, "it is not replaced")
+    until(lambda: held(flights, run_id).count(0) == 2, 60, "the other pod prints nothing")
     hold.unlink()
     run = ended(flights, run_id)
     assert run["state"] == "success", flights.why(DAG, run)

@@ -171,8 +171,8 @@ def test_a_second_rollout_is_refused_and_marking_the_first_failed_gives_its_traf
         wait(lambda: look().percent == 30 and state(rolling, first) == "deferred", 60)
         second = rolling.ended(rolling.begin(3))
         assert second["state"] == "failed"
-        said = "\n".join(api.log(DAG, second["dag_run_id"], "rollout"))
-        assert f"is being changed by {DAG}.rollout of {first}; wait until that has ended" in said
+        refused = f"is being changed by {DAG}.rollout of {first}; wait until that has ended"
+        assert refused in rolling.flights.why(DAG, second)
         assert look().candidate.model.digest == models[2]["digest"]
         path = f"dags/{DAG}/dagRuns/{quote(first)}/taskInstances/rollout"
         api.call("PATCH", path, {"new_state": "failed"}, map_index=-1)
