@@ -154,8 +154,8 @@ class Faulty(Controller):
         super().__init__(*args, **settings)
         self.router, self.behaviours = Counting(), behaviours
 
-    def _deployment(self, service: Any, name: str, predictor: Any, replicas: int) -> dict[str, Any]:
-        body = super()._deployment(service, name, predictor, replicas)
+    def _deployment(self, service: Any, name: str, predictor: Any, replicas: int, further: Any) -> dict[str, Any]:
+        body = super()._deployment(service, name, predictor, replicas, further)
         container = body["spec"]["template"]["spec"]["containers"][0]
         version = next(one["value"] for one in container["env"] if one["name"] == "AIRFLOW_ML_VERSION")
         more = [{"name": key, "value": value} for key, value in self.behaviours.get(version, {}).items()]
