@@ -26,7 +26,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,6 +85,24 @@ http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
 """
 
 
+def served(page: Callable[[], str]) -> ThreadingHTTPServer:
+    """Show Prometheus a page of counters, on a free port, until the program ends."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(page().encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 class Counting(Router):
     """A router that counts as Istio's sidecars do, and the scores besides."""
 
@@ -94,20 +112,7 @@ class Counting(Router):
         self.took: Counter[tuple[str, float]] = Counter()
         self.scores: Counter[tuple[str, float]] = Counter()
         self.lock = threading.Lock()
-        counted = self
-
-        class Page(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.end_headers()
-                self.wfile.write(counted.page().encode())
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self.metrics = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-        threading.Thread(target=self.metrics.serve_forever, daemon=True).start()
+        self.metrics = served(self.page)
 
     def send(self, target: str, path: str, body: bytes) -> tuple[int, bytes]:
         began = time.perf_counter()

@@ -16,14 +16,12 @@ import os
 import random
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from canary import LATENCIES_MS, install, prometheus
+from canary import LATENCIES_MS, install, prometheus, served
 from deferred import WATCHED_S, watch
 from kubernetes.config import new_client_from_config
 
@@ -88,20 +86,7 @@ class Counters:
 
     def __init__(self, services: list[str]) -> None:
         self.services, self.began, self.fails_since = services, time.time(), None
-        counted = self
-
-        class Page(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.end_headers()
-                self.wfile.write(counted.page().encode())
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = served(self.page)
 
     def page(self) -> str:
         now = time.time()

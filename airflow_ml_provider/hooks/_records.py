@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 from airflow_ml_provider.exceptions import Conflict
 from airflow_ml_provider.hooks._cluster import CONFLICT, NOT_FOUND, ClusterPlace, unless
+from airflow_ml_provider.hooks.prometheus import PrometheusHook
+from airflow_ml_provider.stages.deploy import prometheus
 from airflow_ml_provider.stages.deploy.kserve.manifest import record, record_name, recorded
-from airflow_ml_provider.stages.deploy.service import Service
+from airflow_ml_provider.stages.deploy.metrics import Metrics
+from airflow_ml_provider.stages.deploy.prometheus import Part
+from airflow_ml_provider.stages.deploy.service import Readings, Service
 
 
 class RecordedPlace(ClusterPlace):
     """A place in a cluster that keeps such records."""
 
     record_suffix: ClassVar[str] = ""  # so that two systems may serve in one namespace under the same name
+    metrics: Metrics
+    prometheus_conn_id: str
+
+    @cached_property
+    def _prometheus(self) -> PrometheusHook:
+        return PrometheusHook(self.prometheus_conn_id, timeout_s=self.timeout_s)
+
+    def _counted(self, name: str, parts: Sequence[Part]) -> Readings:
+        """Return what the parts of a service have counted, as Prometheus knows it."""
+        asked = prometheus.query(self.metrics, name, self.namespace, parts)
+        return prometheus.readings(self._prometheus.query(asked) if asked else [], self.metrics, parts)
 
     def _record_name(self, name: str) -> str:
         return record_name(name) + self.record_suffix

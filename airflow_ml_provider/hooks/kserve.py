@@ -11,8 +11,6 @@ from typing import Any, cast
 from airflow_ml_provider.exceptions import Conflict, SpecError, Unavailable
 from airflow_ml_provider.hooks._cluster import CONFLICT, FORBIDDEN, NOT_FOUND, unless
 from airflow_ml_provider.hooks._records import RecordedPlace, check_revision
-from airflow_ml_provider.hooks.prometheus import PrometheusHook
-from airflow_ml_provider.stages.deploy import prometheus
 from airflow_ml_provider.stages.deploy.kserve import inference
 from airflow_ml_provider.stages.deploy.kserve.abilities import API_VERSION, GROUP, MODE, PLURAL, Abilities, abilities
 from airflow_ml_provider.stages.deploy.kserve.compare import same
@@ -111,10 +109,7 @@ class KServeServing(RecordedPlace):
         with self._explained():
             found = self._found(name)
             revisions = self._revisions(name) if found and self.abilities.shape == "serverless" else None
-        served = parts(found, revisions) if found else []
-        asked = prometheus.query(self.metrics, name, self.namespace, served)
-        series = self._prometheus.query(asked) if asked else []
-        return prometheus.readings(series, self.metrics, served)
+        return self._counted(name, parts(found, revisions) if found else [])
 
     def remove(self, name: str) -> None:
         """Remove a service; none is no error."""
@@ -182,10 +177,6 @@ class KServeServing(RecordedPlace):
         with self._explained():
             tried = self._custom("create", body=probe, dry_run="All")
         return abilities(config, "canary" in tried["spec"], self.mode)
-
-    @cached_property
-    def _prometheus(self) -> PrometheusHook:
-        return PrometheusHook(self.prometheus_conn_id, timeout_s=self.timeout_s)
 
     def _found(self, name: str, going: bool = False) -> dict[str, Any] | None:
         """Return the InferenceService, unless there is none or, by default, it is being deleted."""

@@ -9,8 +9,7 @@ from typing import Any, cast
 from airflow_ml_provider.exceptions import SpecError, Unavailable
 from airflow_ml_provider.hooks._cluster import CONFLICT, NOT_FOUND, unless
 from airflow_ml_provider.hooks._records import RecordedPlace, check_revision
-from airflow_ml_provider.hooks.prometheus import PrometheusHook
-from airflow_ml_provider.stages.deploy import prometheus, seldon
+from airflow_ml_provider.stages.deploy import seldon
 from airflow_ml_provider.stages.deploy.elsewhere import Seldon
 from airflow_ml_provider.stages.deploy.kserve import inference
 from airflow_ml_provider.stages.deploy.kserve.manifest import SERVICE, recorded
@@ -88,10 +87,7 @@ class SeldonServing(RecordedPlace):
             )
         with self._explained():
             kept = self._record(name)
-        parts = seldon.parts(recorded(kept["data"])) if kept else []
-        asked = prometheus.query(self.metrics, name, self.namespace, parts)
-        series = PrometheusHook(self.prometheus_conn_id, timeout_s=self.timeout_s).query(asked) if asked else []
-        return prometheus.readings(series, self.metrics, parts)
+        return self._counted(name, seldon.parts(recorded(kept["data"])) if kept else [])
 
     def remove(self, name: str) -> None:
         """Remove a service; none is no error. Kubernetes deletes what the record owns, and then the record."""

@@ -71,12 +71,15 @@ class ServingTrigger(KillableTrigger):
         # In a thread of asgiref, since it reads connections, which Airflow before 3.3 answers only there.
         look, answered = sync_to_async(self._look, thread_sensitive=False), time.monotonic()
         while True:
+            opened = self._place is None
             try:
                 if status := await look():
                     return status, ""
                 answered = time.monotonic()
             except MlError as error:
-                self._place = None  # a token may have run out
+                self._place = None
+                if not opened:
+                    continue  # its connections or tokens may be from before a change: the place as it is now decides
                 if error.verdict == "terminal":
                     return "refused", str(error)
                 if time.monotonic() - answered > _PATIENCE_S:
