@@ -63,6 +63,7 @@ class Controllers:
         self.suspended, self.hold, self.backoff_limit, self.poll_s = suspended, hold, backoff_limit, poll_s
         self._ended, self._error = threading.Event(), ""
         self._known: set[str] = set()
+        self._turn = threading.Lock()  # a look acts on what it has read; nobody changes it meanwhile
         self._thread = threading.Thread(target=self._work, name="controllers", daemon=True)
 
     def __enter__(self) -> Controllers:
@@ -86,19 +87,21 @@ class Controllers:
 
     def fail(self, message: str) -> None:
         """Let all jobs fail for a reason that is not the stage's, and remove their pods."""
-        for kind, job in self._jobs():
-            self._remove_pods(job)
-            if kind == _TRAIN:
-                self._condition(job, "Failed", "True", "FailedJobs", message)
-            else:
-                told = {"jobStatus": "FAILED", "jobDeploymentStatus": "Failed", "reason": "AppFailed"}
-                self._status(kind, job, {**told, "message": message})
+        with self._turn:
+            for kind, job in self._jobs():
+                if kind == _TRAIN:
+                    self._condition(job, "Failed", "True", "FailedJobs", message)
+                else:
+                    told = {"jobStatus": "FAILED", "jobDeploymentStatus": "Failed", "reason": "AppFailed"}
+                    self._status(kind, job, {**told, "message": message})
+                self._remove_pods(job)
 
     def _work(self) -> None:
         while not self._ended.wait(self.poll_s):
             try:
-                for kind, job in self._jobs():
-                    self._look_after(kind, job)
+                with self._turn:
+                    for kind, job in self._jobs():
+                        self._look_after(kind, job)
             except ApiException as error:
                 if not self._error:
                     self._error = f"the API server answers {error.status} {error.reason}: {error.body}"
@@ -268,8 +271,9 @@ class Controllers:
         self.custom.patch_namespaced_custom_object(*where, dict(change))
 
     def _set_suspend(self, suspend: bool) -> None:
-        for kind, job in self._jobs():
-            self._patch(kind, job, {"spec": {"suspend": suspend}})
+        with self._turn:
+            for kind, job in self._jobs():
+                self._patch(kind, job, {"spec": {"suspend": suspend}})
 
 
 class _tolerant:  # noqa: N801 - used like a function
