@@ -12,7 +12,6 @@ twice as long, one with shifted scores.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import http.client
 import json
 import os
@@ -33,7 +32,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException
 from kubernetes.config import new_client_from_config
 
 from airflow_ml_provider.hooks.kserve import KServeServing
@@ -46,7 +45,7 @@ from airflow_ml_provider.stages.deploy.service import Server
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.testing.kserve import REVISIONS, Controller
 from airflow_ml_provider.testing.router import Router
-from airflow_ml_provider.triggers.serving import ServingTrigger
+from airflow_ml_provider.testing.tasks import run
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO / "dev-airflow")]
@@ -55,8 +54,11 @@ import cluster as kubernetes  # noqa: E402
 
 SPECS = Path(os.environ.get("ML_PROVIDER_SPECS", REPO.parent / "shared" / "specs"))
 CANDIDATES = {"good": {}, "errors": {"ERRORS": "0.02"}, "slow": {"SLOWER": "2"}, "shifted": {"SHIFT": "1"}}
-LATENCIES_MS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 100, 200, 500)
-# Takes 6 ms in the median (lognormal, 0.5) and scores by the logistic of a normal number.
+LATENCIES_MS = (
+    5, 10, 15, 20, 25, 30, 35, 40, 50, 60, 70, 80, 90, 100, 120, 140, 160, 180, 200, 250, 300, 400, 500, 1000,
+)  # fmt: skip
+# Takes 30 ms in the median (lognormal, 0.5; 96 ms in 1 % of the cases), so that way and router add little to it, and
+# scores by the logistic of a normal number.
 SERVER = """
 import http.server, json, math, os, random, time
 errors, slower, shift = (float(os.environ.get(n, d)) for n, d in (("ERRORS", 0), ("SLOWER", 1), ("SHIFT", 0)))
@@ -72,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"ready": True})
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(0.006 * slower * random.lognormvariate(0, 0.5))
+        time.sleep(0.03 * slower * random.lognormvariate(0, 0.5))
         if random.random() < errors:
             return self.answer(500, {"error": "division by zero"})
         score = 1 / (1 + math.exp(-random.gauss(-1 + shift, 1)))
@@ -235,25 +237,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-def run(operator: Any, run_id: str) -> dict[str, Any]:
-    """Execute a task to its end, as worker and triggerer do."""
-    ids: dict[str, Any] = {"run_id": run_id}
-
-    async def event(trigger: Any) -> Any:
-        return (await anext(ServingTrigger(**json.loads(json.dumps(trigger.serialize()[1]))).run())).payload
-
-    try:
-        return operator.execute(context(**ids))  # type: ignore[no-any-return]
-    except TaskDeferred as deferred:
-        pending = deferred
-    while True:
-        payload = asyncio.run(event(pending.trigger))
-        try:
-            return operator.go_further(context(**ids), payload)  # type: ignore[no-any-return]
-        except TaskDeferred as deferred:
-            pending = deferred
-
-
 def install(running: Any) -> None:
     """Put the definitions, and KServe's configuration, into the cluster."""
     with tempfile.TemporaryDirectory() as folder:
@@ -310,7 +293,7 @@ def show(kserve: Faulty, models: dict[str, ModelRef], name: str, args: argparse.
     serving = KServeServing(place, system=kubernetes.NAMESPACE)
     serving.remove("late")
     settings: dict[str, Any] = {"service": "late", "place": place, "poll_s": 1.0}
-    run(DeployOperator(task_id="deploy", model=models["stable"], gate="waived", **settings), name)
+    run(DeployOperator(task_id="deploy", model=models["stable"], gate="waived", **settings), context(run_id=name))
     policy = RolloutPolicy(
         steps=(10, 50, 100), bake_s=args.bake, checks=(ErrorRate(), Latency(max_ratio=1.5), ScoreShift())
     )
@@ -322,7 +305,7 @@ def show(kserve: Faulty, models: dict[str, ModelRef], name: str, args: argparse.
             task_id="rollout", model=models[name], gate="waived", evidence=folder, policy=policy, **settings
         )
         try:
-            said = run(rollout, name)["reason"]
+            said = run(rollout, context(run_id=name))["reason"]
         except AirflowFailException as refused:
             said = str(refused)
         took = time.monotonic() - began

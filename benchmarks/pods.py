@@ -10,7 +10,6 @@ in turn (1) in a bare pod, created by the Kubernetes client, until its result is
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import statistics
@@ -79,21 +78,11 @@ def make(folder: Path) -> Any:
 
 def operator(folder: Path) -> None:
     """Run the stage as Airflow's worker and triggerer do."""
-    from airflow.sdk.exceptions import TaskDeferred
-
     from airflow_ml_provider.intervals import Interval
     from airflow_ml_provider.testing.context import context
+    from airflow_ml_provider.testing.tasks import run
 
-    task, body = make(folder), context(Interval.from_key("2013-01-05"))
-    try:
-        raise AssertionError(f"it did not defer, but returned {task.execute(body)}")
-    except TaskDeferred as error:
-        deferred = error
-
-    async def first() -> Any:
-        return (await anext(deferred.trigger.run())).payload
-
-    getattr(task, deferred.method_name)(body, asyncio.run(first()))
+    run(make(folder), context(Interval.from_key("2013-01-05")))
 
 
 def prepared(running: kubernetes.Cluster, folder: Path) -> Callable[[], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from airflow_ml_provider.stages.deploy.kserve.objects import manifest, same
 from airflow_ml_provider.stages.deploy.place import KServe
 from airflow_ml_provider.stages.deploy.server import Placement, Scaling
 from airflow_ml_provider.testing.context import context
-from airflow_ml_provider.triggers.kserve import KServeTrigger
+from airflow_ml_provider.testing.tasks import run
 
 GRAPH = Graph({"root": Node("ensemble", (Step("late", name="late"), Step("fare", name="fare", required=False)))})
 FULL = Graph(
@@ -59,26 +58,6 @@ def operator(wanted: Any, **settings: Any) -> KServeOperator:
     return KServeOperator(task_id="apply", service="one", place=place, wanted=wanted, poll_s=0.2, wait_s=90, **settings)
 
 
-def run(task: KServeOperator) -> Any:
-    """Execute a task to its end, as worker and triggerer do."""
-    try:
-        return task.execute(context())
-    except TaskDeferred as deferred:
-        pending = deferred
-    while True:
-        path, arguments = pending.trigger.serialize()
-        assert path == "airflow_ml_provider.triggers.kserve.KServeTrigger"
-        trigger = KServeTrigger(**json.loads(json.dumps(arguments)))
-
-        async def first(trigger: KServeTrigger = trigger) -> Any:
-            return (await anext(trigger.run())).payload
-
-        try:
-            return task.go_further(context(), asyncio.run(first()))
-        except TaskDeferred as deferred:
-            pending = deferred
-
-
 @pytest.mark.parametrize(
     ("wanted", "changed"),
     [(GRAPH, replace(GRAPH, timeout_s=5)), (CHAT, replace(CHAT, args=("--max-model-len=1",)))],
@@ -92,7 +71,7 @@ def test_from_first_to_last(
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", limited)
     controller = kserve()
     kind = f"{wanted.plural}.serving.kserve.io"
-    told = run(operator(wanted))
+    told = run(operator(wanted), context())
     assert told["links"]["service"].startswith("http://one-")
     (made,) = cluster.get(kind)
 
@@ -107,12 +86,12 @@ def test_from_first_to_last(
     conditions = {one["type"]: one["status"] for one in cluster.get(kind)[0]["status"]["conditions"]}
     assert conditions["Ready"] == "True"  # the pods before go on answering, and are not taken for the new ones
     controller.faults.clear()
-    run(operator(replace(changed, cpu=0.25)))
+    run(operator(replace(changed, cpu=0.25)), context())
 
-    run(operator(wanted, state="absent"))
+    run(operator(wanted, state="absent"), context())
     assert cluster.get(kind) == []
     with pytest.raises(AirflowSkipException, match="does not exist"):
-        run(operator(wanted, state="absent"))
+        run(operator(wanted, state="absent"), context())
 
 
 def test_not_ours(hook: Callable[..., Any], cluster: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import importlib.util
 import json
@@ -22,8 +21,8 @@ from airflow_ml_provider.intervals import Interval  # noqa: E402
 from airflow_ml_provider.operators._base import StageOperator  # noqa: E402
 from airflow_ml_provider.operators.ingest import IngestOperator  # noqa: E402
 from airflow_ml_provider.runtime import Pod  # noqa: E402
-from airflow_ml_provider.stages import load  # noqa: E402
 from airflow_ml_provider.testing.context import context  # noqa: E402
+from airflow_ml_provider.testing.tasks import go_on  # noqa: E402
 
 _there = REPO / "tests" / "unit" / "stages" / "train" / "conftest.py"
 _spec = importlib.util.spec_from_file_location("train_flights", _there)
@@ -101,13 +100,7 @@ class Task:
 
     def go_on(self, deferred: Any, operator: StageOperator | None = None, **ids: Any) -> Any:
         """Wait for one event of the trigger, and let the task go on with it."""
-        path, arguments = deferred.trigger.serialize()
-
-        async def first() -> Any:
-            return (await anext(load(":".join(path.rsplit(".", 1)))(**arguments).run())).payload
-
-        event = json.loads(json.dumps(asyncio.run(first())))
-        return getattr(operator or self.operator(), deferred.method_name)(context(DAY, **ids), event)
+        return go_on(operator or self.operator(), deferred, context(DAY, **ids))
 
     def run(self, **ids: Any) -> Any:
         """Execute the task from beginning to end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
@@ -23,7 +22,7 @@ pytest.importorskip("aiohttp")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import MlError
@@ -40,7 +39,7 @@ from airflow_ml_provider.stages.deploy.policy import ErrorRate, RolloutPolicy, S
 from airflow_ml_provider.stages.deploy.service import Server
 from airflow_ml_provider.testing import packages
 from airflow_ml_provider.testing.context import context
-from airflow_ml_provider.triggers.serving import ServingTrigger
+from airflow_ml_provider.testing.tasks import run
 
 QUICK = RolloutPolicy(
     steps=(20, 100), bake_s=2, min_samples=60, max_wait_s=120, checks=(ErrorRate(max_increase=0.05), ScoreShift())
@@ -89,7 +88,7 @@ def place(tmp_path, models):
     deploy = DeployOperator(
         task_id="deploy", service="late", place=local, model=models["stable"], poll_s=0.2, gate="waived"
     )
-    run(deploy)
+    run(deploy, context())
     yield LocalServing(local)
     launch.stop(tmp_path / "services", "late")
 
@@ -102,30 +101,9 @@ def rollout(tmp_path: Path, model, policy=QUICK) -> RolloutOperator:
     )  # fmt: skip
 
 
-def run(operator, **ids):
-    """Execute a task to its end, as worker and triggerer do."""
-    deadline = time.monotonic() + 150
-    try:
-        return operator.execute(context(**ids))
-    except TaskDeferred as deferred:
-        pending = deferred
-    while time.monotonic() < deadline:
-        arguments = json.loads(json.dumps(pending.trigger.serialize()[1]))
-
-        async def first(arguments=arguments):
-            return (await anext(ServingTrigger(**arguments).run())).payload
-
-        event = json.loads(json.dumps(asyncio.run(first())))
-        try:
-            return operator.go_further(context(**ids), event)
-        except TaskDeferred as deferred:
-            pending = deferred
-    raise AssertionError("the rollout does not end")
-
-
 def test_a_good_candidate_takes_over_and_no_request_fails(place, models, tmp_path):
     with Users(place) as users:
-        value = run(rollout(tmp_path, models["good"]), run_id="r")
+        value = run(rollout(tmp_path, models["good"]), context(run_id="r"))
         time.sleep(0.5)
     assert value["status"] == "ok"
     assert place.look("late").wanted.stable.model.digest == models["good"].digest
@@ -139,7 +117,7 @@ def test_a_good_candidate_takes_over_and_no_request_fails(place, models, tmp_pat
 
 def test_a_candidate_with_other_scores_is_taken_away(place, models, tmp_path):
     with Users(place) as users, pytest.raises(AirflowFailException, match=r"scores\.psi"):
-        run(rollout(tmp_path, models["bad"]), run_id="r")
+        run(rollout(tmp_path, models["bad"]), context(run_id="r"))
     seen = place.look("late")
     assert seen.wanted.stable.model.digest == models["stable"].digest
     assert set(seen.states) == {seen.wanted.stable.name}
@@ -154,9 +132,9 @@ SHADOW = {
 
 def test_a_shadow_compares_each_answer_with_the_user_s(place, models, tmp_path):
     with Users(place) as users:
-        value = run(rollout(tmp_path, models["good"], SHADOW), run_id="r")
+        value = run(rollout(tmp_path, models["good"], SHADOW), context(run_id="r"))
         with pytest.raises(AirflowFailException, match=r"agreement is 0\.\d+ \["):
-            run(rollout(tmp_path, models["bad"], SHADOW), run_id="s")
+            run(rollout(tmp_path, models["bad"], SHADOW), context(run_id="s"))
     assert not users.failures
     assert len(set(users.answers)) == 1
     (step,) = json.loads(Path(value["rollout"]["uri"]).read_text())["steps"]
@@ -176,7 +154,7 @@ def test_a_shadow_compares_each_answer_with_the_user_s(place, models, tmp_path):
 def test_a_candidate_that_cannot_be_loaded_never_gets_a_request(place, models, tmp_path):
     (Path(models["good"].uri) / "model.onnx").write_bytes(b"no model")
     with Users(place) as users, pytest.raises(AirflowFailException, match=r"(?s)the candidate has failed: .*digest"):
-        run(rollout(tmp_path, models["good"]), run_id="r")
+        run(rollout(tmp_path, models["good"]), context(run_id="r"))
     assert not users.failures
     assert len(set(users.answers)) == 1
 
@@ -191,7 +169,7 @@ def until(condition) -> None:
 def roll_out(folder: str, model: str) -> None:
     """Begin a rollout that would last: what the killed process does."""
     slow = replace(QUICK, bake_s=600, max_wait_s=600)
-    run(rollout(Path(folder), codec.decode(ModelRef, json.loads(model)), slow), run_id="killed")
+    run(rollout(Path(folder), codec.decode(ModelRef, json.loads(model)), slow), context(run_id="killed"))
 
 
 def test_the_traffic_of_a_process_that_was_killed_is_given_back(place, models, tmp_path, monkeypatch):
@@ -256,7 +234,7 @@ def test_an_experiment_with_users_who_keep_their_version(place, models, tmp_path
         "outcomes": {"table": str(tmp_path / "outcomes.parquet")}, "max_s": 100, "guardrails": [{"kind": "error_rate"}],
     }  # fmt: skip
     with People(place) as users:
-        value = run(rollout(tmp_path, models["good"], policy), run_id="r")
+        value = run(rollout(tmp_path, models["good"], policy), context(run_id="r"))
     assert not users.failures
     assert value["verdict"]["outcome"] == "better"
     assert value["verdict"]["effect"] == pytest.approx(0.3, abs=0.15)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-
 import pytest
 
 pytest.importorskip("airflow")
@@ -18,7 +15,7 @@ from airflow_ml_provider.exceptions import SpecError
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.testing.serving import Behaviour, MemoryServing
-from airflow_ml_provider.triggers.serving import ServingTrigger
+from airflow_ml_provider.testing.tasks import go_on
 
 MODEL = ModelRef("late", "/m", "sha256:7", version="7")
 
@@ -75,15 +72,8 @@ def test_it_goes_on_in_another_process_without_calling_the_function_again(place)
     with pytest.raises(TaskDeferred) as deferred:
         build(choose, poll_s=0.01).execute(context())
     place.behaviours.clear()
-    arguments = json.loads(json.dumps(deferred.value.trigger.serialize()[1]))
-
-    async def first():
-        return (await anext(ServingTrigger(**arguments).run())).payload
-
-    event = json.loads(json.dumps(asyncio.run(first())))
     other = build(choose)
-    kept = json.loads(json.dumps(deferred.value.kwargs))
-    assert other.go_further(context(), event, **kept)["status"] == "ok"
+    assert go_on(other, deferred.value, context())["status"] == "ok"
     assert calls == [1]
     assert other.rows == {"x": [1.0]}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +20,6 @@ class Users:
         return self.read(name)
 
 
-async def first(arguments: Mapping[str, Any]) -> Any:
-    """Return the first event of a trigger."""
-    from airflow_ml_provider.triggers.serving import ServingTrigger
-
-    return (await anext(ServingTrigger(**json.loads(json.dumps(arguments))).run())).payload
-
-
-def run(operator: Any) -> Any:
-    """Execute a task to its end, as worker and triggerer do."""
-    from airflow.sdk.exceptions import TaskDeferred
-
-    from airflow_ml_provider.testing.context import context
-
-    try:
-        return operator.execute(context())
-    except TaskDeferred as deferred:
-        pending = deferred
-    while True:
-        event = json.loads(json.dumps(asyncio.run(first(pending.trigger.serialize()[1]))))
-        try:
-            return operator.go_further(context(), event)
-        except TaskDeferred as deferred:
-            pending = deferred
-
-
 @pytest.fixture
 def rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Deploy one model and roll out another; return the name of the version that is stable then."""
@@ -54,6 +27,8 @@ def rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
 
     from airflow_ml_provider.operators.deploy import DeployOperator, RolloutOperator
     from airflow_ml_provider.stages.deploy import place as places
+    from airflow_ml_provider.testing.context import context
+    from airflow_ml_provider.testing.tasks import run
 
     def roll(value: Any, place: Any, serve: Any, models: list[Any], strategy: str, errors: int) -> str:
         opened = {value: place}
@@ -61,7 +36,7 @@ def rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         monkeypatch.setattr(place, "readings", Users(place, serve, errors))
         settings: dict[str, Any] = {"service": "late", "poll_s": 0.01, "gate": "waived"}
         settings["place"] = places.encode(value)
-        run(DeployOperator(task_id="deploy", model=models[0], rows={"hour": [6.0]}, **settings))
+        run(DeployOperator(task_id="deploy", model=models[0], rows={"hour": [6.0]}, **settings), context())
         policy = {
             "strategy": strategy, "steps": [50, 100], "bake_s": 0.01, "min_samples": 100, "max_wait_s": 30,
             "checks": [{"kind": "error_rate"}],
@@ -69,9 +44,9 @@ def rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
         rollout = RolloutOperator(task_id="rollout", model=models[1], evidence=str(tmp_path), policy=policy, **settings)
         if errors:
             with pytest.raises(AirflowFailException, match="error_rate"):
-                run(rollout)
+                run(rollout, context())
         else:
-            assert run(rollout)["status"] == "ok"
+            assert run(rollout, context())["status"] == "ok"
         return str(place.look("late").wanted.stable.name)
 
     return roll

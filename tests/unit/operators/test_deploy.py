@@ -24,8 +24,10 @@ from airflow_ml_provider.refs import ModelRef, ReportRef
 from airflow_ml_provider.stages.deploy.experiment import sample_size
 from airflow_ml_provider.stages.deploy.policy import ErrorRate, RolloutPolicy
 from airflow_ml_provider.stages.deploy.service import Server, Service, Sticky, Version
+from airflow_ml_provider.testing import tasks
 from airflow_ml_provider.testing.context import context
 from airflow_ml_provider.testing.serving import Behaviour, MemoryServing
+from airflow_ml_provider.testing.tasks import event_of
 from airflow_ml_provider.triggers.serving import ServingTrigger
 
 PLACE = {"local": {"root": "nowhere"}}
@@ -72,30 +74,9 @@ def rollout(number: int, folder: Path, **kwargs) -> RolloutOperator:
     )
 
 
-def event_of(deferred: TaskDeferred) -> dict:
-    path, arguments = deferred.trigger.serialize()
-    assert path == "airflow_ml_provider.triggers.serving.ServingTrigger"
-
-    async def first():
-        return (await anext(ServingTrigger(**json.loads(json.dumps(arguments))).run())).payload
-
-    return json.loads(json.dumps(asyncio.run(first())))
-
-
 def run(operator, traffic=None, **ids):
-    """Execute a task to its end, as worker and triggerer do; users ask before each look."""
-    try:
-        return operator.execute(context(**ids))
-    except TaskDeferred as deferred:
-        pending = deferred
-    while True:
-        if traffic:
-            traffic()
-        event = event_of(pending)
-        try:
-            return getattr(operator, pending.method_name)(context(**ids), event)
-        except TaskDeferred as deferred:
-            pending = deferred
+    """Execute a task to its end; users ask before each look."""
+    return tasks.run(operator, context(**ids), traffic)
 
 
 def busy(place, requests):

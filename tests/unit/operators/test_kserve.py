@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from airflow_ml_provider.operators.kserve import KServeOperator
 from airflow_ml_provider.stages.deploy.kserve.llm import LLM
 from airflow_ml_provider.stages.deploy.service import VersionState
 from airflow_ml_provider.testing.context import context
-from airflow_ml_provider.triggers.kserve import KServeTrigger
+from airflow_ml_provider.testing.tasks import event_of
 
 CHAT = {"llm": {"model": {"name": "chat", "uri": "s3://chat/7", "digest": "sha256:7"}}}
 
@@ -54,16 +53,6 @@ def operator(**settings: Any) -> KServeOperator:
     return KServeOperator(
         task_id="apply", service="chat", place={"kserve": {}}, **{"wanted": CHAT, "poll_s": 0.01, **settings}
     )
-
-
-def event_of(deferred: TaskDeferred) -> dict[str, Any]:
-    path, arguments = deferred.trigger.serialize()
-    assert path == "airflow_ml_provider.triggers.kserve.KServeTrigger"
-
-    async def first() -> Any:
-        return (await anext(KServeTrigger(**json.loads(json.dumps(arguments))).run())).payload
-
-    return asyncio.run(first())
 
 
 def test_waits_until_it_is_ready(objects: Objects) -> None:

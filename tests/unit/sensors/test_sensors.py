@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from airflow_ml_provider.sensors.labels import LabelsSensor
 from airflow_ml_provider.sensors.partition import PartitionSensor
 from airflow_ml_provider.stages.checks import AliasCheck, DriftCheck, FreshnessCheck, LabelsCheck, PartitionCheck
 from airflow_ml_provider.testing.context import context
+from airflow_ml_provider.testing.tasks import go_on
 from airflow_ml_provider.triggers.check import CheckTrigger
 
 UTC = timezone.utc
@@ -162,14 +162,8 @@ class TestDeferring:
         away = self.deferred(task)
         assert away.timeout == timedelta(seconds=50)
         assert isinstance(away.trigger, CheckTrigger)
-        _, kwargs = away.trigger.serialize()
         complete(tmp_path, "2013-01-05")
-
-        async def fire() -> Any:
-            return (await anext(aiter(CheckTrigger(**kwargs).run()))).payload
-
-        event = asyncio.run(fire())
-        found = task.resume_execution(away.method_name, {"event": event}, context(DAY))
+        found = go_on(task, away, context(DAY))
         assert found == {"table": str(tmp_path), "partitions": ["2013-01-05"]}
 
     def test_errors_of_the_trigger_are_not_retried(self, tmp_path: Path) -> None:
