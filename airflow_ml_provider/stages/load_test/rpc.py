@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 from urllib.parse import urlsplit
@@ -28,7 +30,8 @@ class RpcClient:
     """Asks one model; all requests share one connection.
 
     Parameters:
-        url: of the server, `grpc://HOST:PORT`, or `grpcs://HOST:PORT` with TLS.
+        url: of the server, `grpc://HOST:PORT`, or `grpcs://HOST:PORT` with TLS: who it is, is
+            said by an authority in the file `SSL_CERT_FILE`, or else by one of those that come with gRPC.
         name: of the model.
         version: of the model; empty leaves it to the server.
         headers: sent with every request as metadata; `Host` is what the server is taken for.
@@ -50,7 +53,10 @@ class RpcClient:
 
         options = [*_OPTIONS, *([("grpc.default_authority", self._host)] if self._host else [])]
         if self._url.scheme == "grpcs":
-            self._channel = grpc.aio.secure_channel(self._url.netloc, grpc.ssl_channel_credentials(), options)
+            # gRPC brings authorities of its own, and does not look at the system's, as the clients of REST do.
+            system = ssl.get_default_verify_paths().cafile
+            trusted = grpc.ssl_channel_credentials(Path(system).read_bytes() if system else None)
+            self._channel = grpc.aio.secure_channel(self._url.netloc, trusted, options)
         else:
             self._channel = grpc.aio.insecure_channel(self._url.netloc, options)
         self._failed = grpc.aio.AioRpcError

@@ -127,7 +127,7 @@ def test_jobs_of_operators_are_found_where_the_cluster_knows_them(cluster, make)
     rows = reap({"ended": "failed"}, delete=True)
     assert (rows["train"]["kind"], rows["train"]["uid"]) == ("TrainJob", job["metadata"]["uid"])
     assert rows["train"]["outcome"] == "deleted"
-    assert not cluster.get("trainjobs")
+    assert not cluster.get("trainjobs.trainer.kubeflow.org")
 
 
 def test_the_role_in_the_documentation_is_enough(cluster, make, pod, limited, monkeypatch):

@@ -26,7 +26,7 @@ pytest.importorskip("grpc")
 
 import grpc
 
-from airflow_ml_provider.exceptions import DataError, MissingLibrary
+from airflow_ml_provider.exceptions import DataError, MissingLibrary, Unavailable
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.refs import ModelRef
 from airflow_ml_provider.serving import folder as folders
@@ -36,6 +36,7 @@ from airflow_ml_provider.stages import run
 from airflow_ml_provider.stages.deploy import messages
 from airflow_ml_provider.stages.load_test.spec import LoadProfile, LoadTestSpec
 from airflow_ml_provider.testing import packages
+from airflow_ml_provider.testing.tls import self_signed
 
 from .conftest import Service, version
 from .test_server import Server, request, running
@@ -67,6 +68,26 @@ found = client.infer("late", raw, model_version="1", outputs=[triton.InferReques
 answer = client._client_stub.ModelInfer(typed)
 print(json.dumps([found.as_numpy("score").tolist(), list(answer.outputs[0].contents.fp32_contents)]))
 """
+
+
+@contextmanager
+def encrypted(target: str, certificate: Path, key: Path) -> Iterator[str]:
+    """Pass calls on to a service, as a proxy that ends TLS does; give its address."""
+
+    class Proxy(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            there = channel.unary_unary(details.method)
+            return grpc.unary_unary_rpc_method_handler(lambda body, _: there(body))
+
+    with grpc.insecure_channel(urlsplit(target).netloc) as channel, ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, [Proxy()])
+        credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+        server.start()
+        try:
+            yield f"grpcs://127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()
 
 
 @dataclass
@@ -304,6 +325,26 @@ class TestGateway:
             run(replace(spec, requests=str(tmp_path / "wrong.jsonl")), RunInfo())
         with pytest.raises(DataError, match="NOT_FOUND unknown model 'early'"):
             run(replace(spec, service="early", model=replace(model, uri=str(tmp_path / "nowhere"))), RunInfo())
+
+    def test_a_load_test_by_tls(
+        self, shared: tuple[Service, Stub], model: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a service behind a proxy whose certificate is that of an authority of one's own."""
+        service, _ = shared
+        certificate, key = self_signed(tmp_path / "authority.pem")
+        with encrypted(launch.find(service.root, "late").grpc, certificate, key) as url:  # type: ignore[union-attr]
+            spec = LoadTestSpec(
+                model=model, output=str(tmp_path / "out"), protocol="grpc", url=url,
+                requests=packages.dataset(tmp_path / "rows.parquet", packages.rows(50)).uri,
+                profile=LoadProfile(rate=50, seconds=1, warmup_s=0, max_lag_ms=5000),
+            )  # fmt: skip
+            monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+            with pytest.raises(Unavailable, match=r"grpcs://127.0.0.1:\d+ did not answer .* within 2 s: .*UNAVAILABLE"):
+                run(replace(spec, start_s=2), RunInfo())
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            found = json.loads(Path(run(spec, RunInfo()).outputs[0].uri).read_text(encoding="utf-8"))
+        assert found["metrics"]["error_rate"]["value"] == 0
+        assert found["judged"]["requests"] > 20
 
     def test_triton_s_own_client(self, shared: tuple[Service, Stub]) -> None:
         """In a Python of its own: it needs an older protobuf than others here."""

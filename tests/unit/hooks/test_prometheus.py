@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
-import shutil
 import ssl
-import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ pytest.importorskip("airflow.sdk")
 
 from airflow_ml_provider.exceptions import SpecError, Unavailable
 from airflow_ml_provider.hooks.prometheus import PrometheusHook, address
+from airflow_ml_provider.testing.tls import self_signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
 
@@ -167,14 +166,8 @@ def test_nobody_there(connect: Callable[..., PrometheusHook], server: Answering)
         connect(host="127.0.0.1", port=port).query("up")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on the PATH to make a certificate with")
 def test_certificates(connect: Callable[..., PrometheusHook], server: Answering, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    names = ("-subj", "/CN=prometheus", "-addext", "subjectAltName=IP:127.0.0.1")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", key, "-out", certificate,
-         *names], check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = self_signed(tmp_path / "prometheus.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)

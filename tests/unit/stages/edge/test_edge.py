@@ -31,6 +31,7 @@ from airflow_ml_provider.stages.edge import logic, release, sign
 from airflow_ml_provider.stages.edge.client import MANIFEST, Client
 from airflow_ml_provider.stages.edge.logic import Artifact, Release
 from airflow_ml_provider.stages.edge.spec import KEY, OtaSpec
+from airflow_ml_provider.testing.tls import self_signed
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 DIGEST = "sha256:" + "0" * 64
@@ -69,28 +70,6 @@ class World:
         return device.current.read_text() if device.current else ""
 
 
-def certificate(path: Path):
-    """Write a self-signed certificate for 127.0.0.1 as PEM, its key beside it, and return both paths."""
-    from ipaddress import ip_address
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    made, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(timezone.utc)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.stem)])
-    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    body = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(made.public_key())
-    body = body.serial_number(x509.random_serial_number()).add_extension(here, critical=False)
-    body = body.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
-    body = body.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    path.write_bytes(body.sign(made, hashes.SHA256()).public_bytes(Encoding.PEM))
-    secret = path.with_suffix(".key")
-    secret.write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return path, secret
-
-
 @contextmanager
 def serving(folder: Path, authority: Path):
     """Serve a folder by HTTPS, and give its address."""
@@ -103,7 +82,7 @@ def serving(folder: Path, authority: Path):
 
     server = Server(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(authority))
+    context.load_cert_chain(*self_signed(authority))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -337,7 +316,7 @@ class TestDevice:
         world.publish("one")
         authority, stranger = tmp_path / "ca.pem", tmp_path / "other.pem"
         with serving(world.target, authority) as url:
-            certificate(stranger)
+            self_signed(stranger)
             for cafile, trusted in (("", False), (str(stranger), False), (str(authority), True)):
                 device = world.device("b", cafile=cafile)
                 device.url = url
