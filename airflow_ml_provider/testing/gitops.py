@@ -141,6 +141,7 @@ class Sync:
         self._thread = threading.Thread(target=self._work, name="sync", daemon=True)
 
     def __enter__(self) -> Sync:
+        self._say({})  # what reports is there before anything is reported, as an Application or a Kustomization is
         self._thread.start()
         return self
 
@@ -180,11 +181,13 @@ class Sync:
                     resource.delete(one.metadata.name, self.namespace)
 
     def _report(self, commit: str) -> None:
-        group, version, _ = CONTROLLERS[self.controller]
         if self.controller == "argocd":
-            status: dict[str, Any] = {"sync": {"status": "Synced", "revision": commit}}
+            self._say({"sync": {"status": "Synced", "revision": commit}})
         else:
-            status = {"lastAppliedRevision": f"{self.branch}@sha1:{commit}"}
+            self._say({"lastAppliedRevision": f"{self.branch}@sha1:{commit}"})
+
+    def _say(self, status: dict[str, Any]) -> None:
+        group, version, _ = CONTROLLERS[self.controller]
         meta = {"name": self.application}
         self._apply({"apiVersion": f"{group}/{version}", "kind": self._kind, "metadata": meta, "status": status})
 

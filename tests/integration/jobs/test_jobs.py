@@ -227,7 +227,7 @@ def test_connection_settings_are_in_a_secret_that_the_job_owns(task, controllers
 
     def told() -> bool:
         pods = [p["metadata"]["name"] for p in here.pods() if p["status"]["phase"] == "Running"]
-        return any("SETTING is s3cret" in here.cluster.kubectl("logs", name) for name in pods)
+        return any("SETTING is s3cret" in here.cluster.log(name) for name in pods)
 
     wait(told, 60)
     assert "s3cret" not in json.dumps(job)

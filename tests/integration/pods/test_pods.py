@@ -79,7 +79,7 @@ def test_connection_settings_are_in_a_secret_that_the_pod_owns(task, modules, wa
     operator = here.operator(connected=True)
     here.begin(operator)
     pod = here.running()
-    wait(lambda: "SETTING is s3cret" in here.cluster.kubectl("logs", pod["metadata"]["name"]), 30)
+    wait(lambda: "SETTING is s3cret" in here.cluster.log(pod["metadata"]["name"]), 30)
     (secret,) = (s for s in here.cluster.get("secrets") if s["metadata"]["name"].startswith("ml-"))
     assert secret["metadata"]["ownerReferences"][0]["uid"] == uid(pod)
     assert "s3cret" not in json.dumps(pod)
