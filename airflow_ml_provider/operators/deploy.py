@@ -183,11 +183,10 @@ class RolloutOperator(GatedServingOperator):
             return RolloutResult(reason=said, inputs=(stable.model,), outputs=(stable.model,), model=stable.model)
         if refusal := self._refusal(candidate.model):
             return refusal
-        self._start(observed, stable, candidate)
-        return self.begin(context)
+        return self.proceed(context, self._start(observed, stable, candidate))
 
-    def _start(self, observed: Observed, stable: Version, candidate: Version) -> None:
-        """Deploy the candidate beside the stable version, without any traffic."""
+    def _start(self, observed: Observed, stable: Version, candidate: Version) -> Mapping[str, Any]:
+        """Deploy the candidate beside the stable version, without any traffic; return the rollout's first state."""
         from airflow_ml_provider.stages.deploy import rollout
         from airflow_ml_provider.stages.deploy.logic import rollout_of, sticky_of, tolerance_of
         from airflow_ml_provider.stages.deploy.service import Service
@@ -197,13 +196,15 @@ class RolloutOperator(GatedServingOperator):
         seen = Seen(health="pending", stable=self.serving.readings(self.service).get(stable.name, {}))
         policy = self._policy(seen)
         state = rollout.begin(policy, seen, time.time(), candidate=candidate.model.digest, stable=stable.model.digest)
-        record = rollout_of(self.info, stable, candidate, state=codec.encode(state), policy=codec.encode(policy))
+        begun: Mapping[str, Any] = codec.encode(state)
+        record = rollout_of(self.info, stable, candidate, state=begun, policy=codec.encode(policy))
         self.log.info("service %s: from version %s to %s", self.service, stable.name, candidate.name)
         wanted = Service(
             self.service, stable, candidate, rollout=record, sticky=sticky_of(policy, candidate),
             tolerance=tolerance_of(policy),
         )  # fmt: skip
         self.serving.put(wanted, observed.revision)
+        return begun
 
     def _policy(self, seen: Seen) -> Policy:
         """Return the policy, if it can be fulfilled; how long an experiment takes is logged."""
