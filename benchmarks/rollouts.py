@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +188,8 @@ def measure(running: Any, folder: Path, counters: Counters, port: int, args: arg
         watch(stack)
         rate, wanted = (queries(port) - before) / WATCHED_S, args.rollouts / args.poll
         print(f"{rate:.1f} looks per second of {wanted:.1f} that a poll every {args.poll:g} s would be", flush=True)
-        counters.fails_since, began, seen = time.time(), time.monotonic(), {}
-        while len(seen) < args.rollouts and time.monotonic() - began < 600:
-            now = time.monotonic() - began
-            for index, state in enumerate(states()):
-                if state != "deferred":
-                    seen.setdefault(index, now)
-            time.sleep(0.5)
-        times = sorted(seen.values())
+        counters.fails_since = time.time()
+        times = ended(states, args.rollouts)
         print(
             f"{len(times)} of {args.rollouts} seen to fail: the first after {times[0]:.1f} s, half of them after "
             f"{times[len(times) // 2]:.1f} s, the last after {times[-1]:.1f} s", flush=True,
@@ -204,6 +199,18 @@ def measure(running: Any, folder: Path, counters: Counters, port: int, args: arg
         print(f"the triggerer's event loop was blocked {len(blocked)} times", *blocked[-1:])
     finally:
         stack.stop(lambda text: None)
+
+
+def ended(states: Callable[[], list[str]], count: int) -> list[float]:
+    """Wait until no task waits any more, for ten minutes at most; return after how many seconds they were seen to."""
+    began, seen = time.monotonic(), {}
+    while len(seen) < count and time.monotonic() - began < 600:
+        now = time.monotonic() - began
+        for index, state in enumerate(states()):
+            if state != "deferred":
+                seen.setdefault(index, now)
+        time.sleep(0.5)
+    return sorted(seen.values())
 
 
 def queries(port: int) -> float:

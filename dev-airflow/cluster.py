@@ -71,9 +71,13 @@ class Cluster:
         Not by `kubectl`: tests ask until something is true, and each start of it takes 0.2 s of CPU.
         """
         plural, _, group = kind.partition(".")
-        versions = [f"/apis/{one['groupVersion']}" for one in self._read(f"/apis/{group}")["versions"]] if group else []
-        served = [one for one in versions if plural in [found["name"] for found in self._read(one)["resources"]]]
-        found = self._read(f"{(served or ['/api/v1'])[0]}/namespaces/{namespace}/{plural}")
+        versions = ["/api/v1"]
+        if group:
+            versions = [f"/apis/{one['groupVersion']}" for one in self._read(f"/apis/{group}")["versions"]]
+        served = [one for one in versions if plural in [known["name"] for known in self._read(one)["resources"]]]
+        if not served:
+            raise LookupError(f"the cluster does not know {kind}")
+        found = self._read(f"{served[0]}/namespaces/{namespace}/{plural}")
         whose = {"apiVersion": found["apiVersion"], "kind": found["kind"].removesuffix("List")}
         return [{**whose, **item} for item in found["items"]]
 

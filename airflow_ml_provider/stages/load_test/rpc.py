@@ -30,8 +30,8 @@ class RpcClient:
     """Asks one model; all requests share one connection.
 
     Parameters:
-        url: of the server, `grpc://HOST:PORT`, or `grpcs://HOST:PORT` with TLS: who it is, is
-            said by an authority in the file `SSL_CERT_FILE`, or else by one of those that come with gRPC.
+        url: of the server, `grpc://HOST:PORT`, or `grpcs://HOST:PORT` with TLS, whose certificate
+            must be of an authority in the file `SSL_CERT_FILE`, or, without one, of those that come with gRPC.
         name: of the model.
         version: of the model; empty leaves it to the server.
         headers: sent with every request as metadata; `Host` is what the server is taken for.
@@ -53,7 +53,7 @@ class RpcClient:
 
         options = [*_OPTIONS, *([("grpc.default_authority", self._host)] if self._host else [])]
         if self._url.scheme == "grpcs":
-            # gRPC brings authorities of its own, and does not look at the system's, as the clients of REST do.
+            # By itself gRPC trusts only the authorities that it brings; the clients of REST heed this file, too.
             system = ssl.get_default_verify_paths().cafile
             trusted = grpc.ssl_channel_credentials(Path(system).read_bytes() if system else None)
             self._channel = grpc.aio.secure_channel(self._url.netloc, trusted, options)

@@ -21,6 +21,7 @@ from airflow_ml_provider.intervals import Interval
 from airflow_ml_provider.operators import _jobmanifest
 from airflow_ml_provider.runtime import InProcess
 from airflow_ml_provider.testing.context import context
+from airflow_ml_provider.testing.tasks import event_of
 from airflow_ml_provider.triggers import _kinds
 
 SLOW = "import time\nfor i in range(600):\n    print('tick', i, flush=True)\n    time.sleep(0.1)\n"
@@ -94,12 +95,8 @@ def test_a_suspended_job_is_waited_for(task, controllers, controller, capsys):
     double = controllers(suspended=True)
     here = task(controller=controller, start_s=3)
     deferred = here.begin()
-
-    async def waiting() -> None:
-        await asyncio.wait_for(anext(deferred.trigger.run()), 8)
-
     with pytest.raises(asyncio.TimeoutError):
-        asyncio.run(waiting())
+        event_of(deferred, timeout_s=8)
     assert not here.pods()
     lines = capsys.readouterr().out.splitlines()
     told = [line.partition("is suspended; ")[2] for line in lines if "is suspended; " in line]
