@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal
+from urllib.request import urlopen
 
 from kubernetes import client
 from kubernetes.client import ApiException
@@ -148,6 +149,7 @@ class Controller:
         self._ended, self._error = threading.Event(), ""
         self._thread = threading.Thread(target=self._work, name="kserve", daemon=True)
         self.router = Router()
+        self._reached: set[str] = set()
 
     @property
     def address(self) -> str:
@@ -230,7 +232,7 @@ class Controller:
         weights = shape(service, status)
         meta = service["metadata"]
         host = f"{meta['name']}-{self.namespace}.example.test"
-        if _is(status, "PredictorReady"):
+        if _is(status, "PredictorReady") and all(self._reaches(to) for to, percent in weights if percent):
             self.router.routes[host] = weights
             status["url"] = f"http://{host}"
             _condition(status, "IngressReady", "True")
@@ -254,7 +256,7 @@ class Controller:
             merged = _merged(stable, canary["predictor"])
             names.add(deployment(name, merged))
             found = self._deploy(service, deployment(name, merged), merged, merged["minReplicas"])
-            ready = bool(found.get("status", {}).get("availableReplicas"))
+            ready = bool(found.get("status", {}).get("availableReplicas")) and self._reaches(found["metadata"]["name"])
             percent = canary["trafficPercent"]
             told.append({"name": merged["name"], "ready": ready, "trafficPercent": percent})
         status["canaryStatuses"] = told
@@ -350,7 +352,7 @@ class Controller:
     def _run_revision(self, service: dict[str, Any], revision: dict[str, Any]) -> None:
         name, predictor = revision["metadata"]["name"], revision["spec"]["predictor"]
         found = self._deploy(service, name, predictor, predictor.get("minReplicas", 1))
-        ready = bool(found.get("status", {}).get("availableReplicas"))
+        ready = bool(found.get("status", {}).get("availableReplicas")) and self._reaches(name)
         status = copy.deepcopy(revision.get("status", {}))
         reasons = [one for one in self._waiting(name) if one[0] in ("ImagePullBackOff", "CrashLoopBackOff")]
         if ready:
@@ -436,6 +438,18 @@ class Controller:
         with _tolerant():
             made = self.core.create_namespaced_service(self.namespace, body)
             self.router.targets[name] = f"http://{made.spec.cluster_ip}"
+
+    def _reaches(self, name: str) -> bool:
+        """Return whether requests get to the pods of a Deployment; nodes send them there a little after it is ready."""
+        target = self.router.targets.get(name, "")
+        if target and target not in self._reached:
+            try:
+                with urlopen(f"{target}/v2/health/ready", timeout=1) as answer:  # noqa: S310
+                    json.load(answer)
+            except (OSError, ValueError):  # nobody there yet, or somebody else
+                return False
+            self._reached.add(target)
+        return bool(target)
 
     def _model_status(self, status: dict[str, Any], app: str) -> None:
         """Say what KServe says of the model: what the first pod of a predictor does."""

@@ -2,7 +2,9 @@
 
 Every check compares one number with one threshold and keeps its confidence sequence (see `sequential`), hence
 
-- `fail`: the whole interval lies beyond the threshold. At any look, after any number of looks.
+- `fail`: the whole interval lies beyond the threshold. At any look, after any number of looks. That of a latency must
+  do so without its two worst moments, too (a moment is a twelfth of the bake time): requests that come while a machine
+  stands still are all slow, but tell of one event, not of as many.
 - `pass`: there are enough requests, and the observed value (or the interval's bound, by `use_bound`) is within it.
 - `unsure`: neither. More requests will tell.
 
@@ -39,6 +41,8 @@ Verdict = Literal["pass", "fail", "unsure"]
 
 # What the intervals are narrowest for: the size of accidents, an index and a share of the stable version's mean.
 _PSI_SPREAD, _MEAN_SPREAD = 0.5, 0.25
+# A stall is over within a moment, but may lie on the border of two.
+_WORST = 2
 
 ALONE = "there is no stable version to compare with"
 
@@ -75,6 +79,7 @@ class Windows:
         alpha: chance that any finding ever fails although the truth is within its threshold; Bonferroni.
         min_samples: fewest requests of each.
         use_bound: judge the interval's bound on the bad side instead of the observed value.
+        moments: the candidate's latencies, by moment; none when only the whole is known.
     """
 
     stable: Optional[VersionStats]
@@ -82,11 +87,20 @@ class Windows:
     alpha: float
     min_samples: int
     use_bound: bool = False
+    moments: Sequence[Histogram] = ()
+
+    def steady(self, limit_s: float) -> Histogram:
+        """Return the candidate's latencies without the moments that have the most above a limit."""
+        kept = sorted(self.moments, key=lambda moment: moment.above(limit_s))[:-_WORST]
+        return sum(kept, Histogram()) if self.moments else self.candidate.latency_s
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a check has measured, before it is judged; `exact` for any sample size, or by the central limit theorem."""
+    """What a check has measured, before it is judged; `exact` for any sample size, or by the central limit theorem.
+
+    `lasting` is whether an interval beyond the threshold is so at most times, not for a moment only.
+    """
 
     name: str
     threshold: Mapping[str, float]
@@ -98,12 +112,39 @@ class _Measured:
     interval: Optional[tuple[float, float]] = None
     note: str = ""
     exact: bool = True
+    lasting: bool = True
 
 
 def judge(checks: Sequence[Check], windows: Windows) -> tuple[Finding, ...]:
     """Return one finding for each threshold of the checks."""
-    each = replace(windows, alpha=windows.alpha / max(1, sum(map(thresholds, checks))))
+    each = replace(windows, alpha=_share_of(windows.alpha, checks))
     return tuple(_finding(found, each) for check in checks for found in _MEASURES[type(check)](check, each))
+
+
+def known(checks: Sequence[Check], stable: VersionStats, alpha: float) -> tuple[Criterion, ...]:
+    """Return for each relative latency whether the stable version's is known well enough to compare with.
+
+    It is when its upper bound is within `max_ratio` of what was observed: no candidate is failed below that bound, and
+    of few requests there is none.
+
+    Parameters:
+        checks: those that will be made.
+        stable: what the stable version has counted.
+        alpha: that of the window in which they will be.
+    """
+    found = []
+    for check in checks:
+        if isinstance(check, Latency) and check.max_ratio is not None:
+            base = stable.latency_s.quantile(check.quantile, _share_of(alpha, checks) / 2)
+            spread = base.high / base.value if base else math.inf
+            name, limit = f"latency.p{check.quantile * 100:g}.stable.bound", {"at_most": check.max_ratio}
+            found.append(Criterion(name, spread <= check.max_ratio, spread, limit, rows=stable.latency_s.total))
+    return tuple(found)
+
+
+def _share_of(alpha: float, checks: Sequence[Check]) -> float:
+    """Return the part of each threshold (Bonferroni)."""
+    return alpha / max(1, sum(map(thresholds, checks)))
 
 
 def _error_rate(check: ErrorRate, windows: Windows) -> Iterator[_Measured]:
@@ -133,13 +174,23 @@ def _latency(check: Latency, windows: Windows) -> Iterator[_Measured]:
             found = replace(
                 found, stable=base.value, candidate=mine.value, observed=mine.value / base.value,
                 interval=(mine.low / base.high, _ratio(mine.high, base.low)), note=_coarse(mine, check.max_ratio),
+                lasting=_lasting(check, windows, windows.alpha / 2, base.high * check.max_ratio),
             )  # fmt: skip
         yield found
     if check.max_s is not None:
         found = _Measured(f"{name}.max", {"at_most": check.max_s}, new.total)
         if mine := new.quantile(check.quantile, windows.alpha):
-            found = replace(found, candidate=mine.value, observed=mine.value, interval=(mine.low, mine.high))
+            found = replace(
+                found, candidate=mine.value, observed=mine.value, interval=(mine.low, mine.high),
+                lasting=_lasting(check, windows, windows.alpha, check.max_s),
+            )  # fmt: skip
         yield found
+
+
+def _lasting(check: Latency, windows: Windows, alpha: float, limit_s: float) -> bool:
+    """Return whether the quantile lies beyond a limit without the worst moments, too."""
+    steady = windows.steady(limit_s).quantile(check.quantile, alpha)
+    return steady is not None and steady.low > limit_s
 
 
 def _score_shift(check: ScoreShift, windows: Windows) -> Iterator[_Measured]:
@@ -208,7 +259,8 @@ def _finding(found: _Measured, windows: Windows) -> Finding:
     else:
         verdict = _verdict(found, windows, samples >= windows.min_samples)
         few = f"only {samples} of {windows.min_samples} requests" if samples < windows.min_samples else ""
-        found = replace(found, note="; ".join(part for part in (_versus(found), found.note, few) if part))
+        brief = "" if found.lasting or not _certain(found) else "but for a moment only"
+        found = replace(found, note="; ".join(part for part in (_versus(found), found.note, brief, few) if part))
     return Finding(
         name=found.name, passed=verdict == "pass", observed=found.observed, threshold=found.threshold,
         interval=found.interval, rows=found.rows, note=found.note, verdict=verdict, stable=found.stable,
@@ -219,11 +271,21 @@ def _finding(found: _Measured, windows: Windows) -> Finding:
 def _verdict(found: _Measured, windows: Windows, enough: bool) -> Verdict:
     if found.observed is None or found.interval is None:
         return "unsure"
-    good, bad = found.interval if "at_most" in found.threshold else found.interval[::-1]
-    if _beyond(good, found.threshold) and (found.exact or enough):
+    if _certain(found) and found.lasting and (found.exact or enough):
         return "fail"
-    judged = bad if windows.use_bound else found.observed
+    judged = _sides(found)[1] if windows.use_bound else found.observed
     return "pass" if enough and not _beyond(judged, found.threshold) else "unsure"
+
+
+def _certain(found: _Measured) -> bool:
+    """Return whether the whole interval lies beyond the threshold."""
+    return found.interval is not None and _beyond(_sides(found)[0], found.threshold)
+
+
+def _sides(found: _Measured) -> tuple[float, float]:
+    """Return the bounds of an interval, that on the good side first."""
+    low, high = found.interval or (-math.inf, math.inf)
+    return (low, high) if "at_most" in found.threshold else (high, low)
 
 
 def _beyond(value: float, limit: Mapping[str, float]) -> bool:

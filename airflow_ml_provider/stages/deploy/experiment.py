@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, Optional
@@ -19,7 +19,7 @@ from airflow_ml_provider.stages.deploy import analysis, sequential
 from airflow_ml_provider.stages.deploy.analysis import Finding, Windows
 from airflow_ml_provider.stages.deploy.outcomes import Outcomes
 from airflow_ml_provider.stages.deploy.policy import Check, ErrorRate
-from airflow_ml_provider.stages.deploy.stats import Moments, VersionStats
+from airflow_ml_provider.stages.deploy.stats import Histogram, Moments, VersionStats
 
 Outcome = Literal["running", "better", "worse", "harmful", "no_difference", "undecided", "broken"]
 
@@ -246,15 +246,19 @@ def prospect(policy: ExperimentPolicy, counted: Moments) -> str:
     return said
 
 
-def judge(policy: ExperimentPolicy, control: VersionStats, treatment: VersionStats) -> Result:
+def judge(
+    policy: ExperimentPolicy, control: VersionStats, treatment: VersionStats, moments: Sequence[Histogram] = ()
+) -> Result:
     """Return what an experiment says; the statistics are those since it began.
 
     Parameters:
         policy: the experiment.
         control: of the version that is there.
         treatment: of the version that may be better.
+        moments: its latencies, by moment.
     """
-    guardrails = analysis.judge(policy.guardrails, Windows(control, treatment, policy.alpha, policy.min_samples))
+    windows = Windows(control, treatment, policy.alpha, policy.min_samples, moments=moments)
+    guardrails = analysis.judge(policy.guardrails, windows)
     old, new = (stats.moments(policy.metric) for stats in (control, treatment))
     effect = interval = None
     if min(old.count, new.count) >= 2:

@@ -23,7 +23,7 @@ from airflow_ml_provider import codec
 from airflow_ml_provider.exceptions import SpecError, invalid
 from airflow_ml_provider.stages.deploy.analysis import Finding
 from airflow_ml_provider.stages.deploy.policy import RolloutPolicy, Step
-from airflow_ml_provider.stages.deploy.state import Action, Decision, RolloutState, Seen, Version
+from airflow_ml_provider.stages.deploy.state import MOMENTS, Action, Decision, RolloutState, Seen, Version
 from airflow_ml_provider.stages.deploy.strategies import Judge, Policy, Ruling, judge_of, sentences
 from airflow_ml_provider.stages.gate.evidence import REFUSED
 from airflow_ml_provider.stages.gate.logic import Criterion
@@ -74,7 +74,7 @@ def advance(state: RolloutState, policy: Policy, seen: Seen, now: float) -> Deci
     state = replace(state, now=now, waited_s=state.waited_s + passed_s)
     if state.phase in _ENDINGS:
         return _ENDINGS[state.phase](state, seen)
-    state = _counted(state, seen)
+    state = _counted(state, judge, seen, passed_s)
     if why := _lost(state, seen):
         return _roll_back(state, judge, why, seen)
     if state.phase == "starting":
@@ -96,12 +96,14 @@ def _lost(state: RolloutState, seen: Seen) -> str:
     return {"failed": "the candidate has failed", "gone": "the candidate is gone"}.get(seen.health, "")
 
 
-def _counted(state: RolloutState, seen: Seen) -> RolloutState:
+def _counted(state: RolloutState, judge: Judge, seen: Seen, passed_s: float) -> RolloutState:
     """Return the state with what the servers counted since the last look; nothing new is no look."""
-    candidate = state.candidate.read(seen.candidate)
+    fresh = not state.candidate.moments or state.moment_s >= judge.step(state).bake_s / MOMENTS
+    candidate = state.candidate.read(seen.candidate, fresh)
     stable = state.stable and state.stable.read(seen.stable)
     looks = state.looks + ((candidate, stable) != (state.candidate, state.stable))
-    return replace(state, candidate=candidate, stable=stable, looks=looks)
+    moment_s = passed_s if fresh else state.moment_s + passed_s
+    return replace(state, candidate=candidate, stable=stable, looks=looks, moment_s=moment_s)
 
 
 def _starting(state: RolloutState, judge: Judge, seen: Seen) -> Decision:

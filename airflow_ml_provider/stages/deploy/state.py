@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional
 
 from airflow_ml_provider.stages.deploy.policy import Step
-from airflow_ml_provider.stages.deploy.stats import Moments, VersionStats
+from airflow_ml_provider.stages.deploy.stats import Histogram, Moments, VersionStats
 
 Health = Literal["pending", "ready", "failed", "gone"]
 Phase = Literal["starting", "shifting", "baking", "finishing", "rolling_back", "done", "rolled_back"]
@@ -15,6 +15,9 @@ Action = Literal["wait", "set_traffic", "promote", "roll_back", "done", "failed"
 
 Reading = Mapping[str, VersionStats]
 """Name of a server (a pod) to what it counted since it started."""
+
+MOMENTS = 12
+"""In how many moments of equal length a step's bake time is looked at."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +67,38 @@ class Version:
         readings: the last one of each server.
         window: what all servers counted since the step began.
         restarts: how often a server's counters were seen to start anew in that time.
+        moments: the window's latencies by moment, as counts per bucket; the last moment goes on.
     """
 
     digest: str
     readings: Reading = field(default_factory=dict)
     window: VersionStats = field(default_factory=VersionStats)
     restarts: int = 0
+    moments: tuple[tuple[int, ...], ...] = ()
 
-    def read(self, readings: Reading) -> Version:
-        """Return it with what came since the last readings. A server that is new started after them."""
-        window, restarts = self.window, self.restarts
+    @property
+    def latencies(self) -> tuple[Histogram, ...]:
+        """Those of each moment (seconds)."""
+        return tuple(Histogram(self.window.latency_s.bounds, counts) for counts in self.moments)
+
+    def read(self, readings: Reading, fresh: bool = False) -> Version:
+        """Return it with what came since the last readings. A server that is new started after them.
+
+        Parameters:
+            readings: what each server has counted.
+            fresh: what came begins a moment.
+        """
+        came, restarts = VersionStats(), self.restarts
         for server, now in readings.items():
             before = self.readings.get(server, VersionStats())
-            window, restarts = window + (now - before), restarts + now.restarted(before)
-        return replace(self, readings={**self.readings, **readings}, window=window, restarts=restarts)
+            came, restarts = came + (now - before), restarts + now.restarted(before)
+        moments = _with(self.moments, came.latency_s.counts, fresh)
+        readings, window = {**self.readings, **readings}, self.window + came
+        return replace(self, readings=readings, window=window, restarts=restarts, moments=moments)
 
     def anew(self) -> Version:
         """Return it with an empty window."""
-        return replace(self, window=VersionStats(), restarts=0)
+        return replace(self, window=VersionStats(), restarts=0, moments=())
 
 
 @dataclass(frozen=True)
@@ -104,6 +121,7 @@ class RolloutState:
         asked: when the split that an experiment or a bandit counts in was asked for.
         counting: that split has been seen, so that what is counted takes part.
         unsettled_s: for how long the traffic has not been as asked for.
+        moment_s: how long the last moment of the candidate's window has lasted.
         total_s: since the candidate was ready.
         promotes: whether it ends with the candidate as the stable version.
         reason: why it ended or is being rolled back.
@@ -123,6 +141,7 @@ class RolloutState:
     asked: float = 0.0
     counting: bool = False
     unsettled_s: float = 0.0
+    moment_s: float = 0.0
     total_s: float = 0.0
     promotes: bool = True
     reason: str = ""
@@ -154,3 +173,20 @@ class Decision:
     def over(self) -> bool:
         """Whether nothing is left to do."""
         return self.action in ("done", "failed")
+
+
+def _with(moments: tuple[tuple[int, ...], ...], came: tuple[int, ...], fresh: bool) -> tuple[tuple[int, ...], ...]:
+    """Return moments with what came. When there are too many, the two neighbours with the fewest values become one."""
+    if not came:
+        return moments
+    if not (fresh and moments):
+        return (*moments[:-1], _sum(moments[-1], came) if moments else came)
+    if len(moments) < MOMENTS:
+        return (*moments, came)
+    sizes = [sum(a) + sum(b) for a, b in zip(moments, moments[1:])]
+    at = sizes.index(min(sizes))
+    return (*moments[:at], _sum(moments[at], moments[at + 1]), *moments[at + 2 :], came)
+
+
+def _sum(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(x + y for x, y in zip(a, b))

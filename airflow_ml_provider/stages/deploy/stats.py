@@ -91,6 +91,10 @@ class Histogram:
             return self
         return Histogram(self.bounds, tuple(a - b for a, b in zip(self.counts, earlier.counts)))
 
+    def above(self, value: float) -> int:
+        """Return how many values are surely above one: those in buckets that begin there or later."""
+        return sum(self.counts[bisect_left(self.bounds, value) + 1 :])
+
     def restarted(self, earlier: Histogram) -> bool:
         """Return whether this cannot be a later reading of the same counters."""
         if self.bounds != earlier.bounds:

@@ -103,10 +103,12 @@ class Planned:
         old = state.stable.window if state.stable else None
         enough = [at_least("requests", new.requests, step.min_samples)]
         alpha = policy.alpha / len(self.steps(state))
-        windows = Windows(old, new, alpha, policy.min_samples, policy.use_bound)
+        windows = Windows(old, new, alpha, policy.min_samples, policy.use_bound, state.candidate.latencies)
         findings = analysis.judge(policy.checks_at(step), windows)
         if step.smoke and old:
             enough.append(at_least("requests.stable", old.requests, policy.min_samples))
+            if state.baked_s < policy.bake_s:
+                enough += analysis.known(policy.checks, old, alpha)
             findings = tuple(finding for finding in findings if finding.verdict != "unsure")
         return (*enough, *findings)
 
@@ -192,7 +194,7 @@ class Experiment:
         return {"step": {"index": 0, "of": 1}, "verdict": verdict}
 
     def _found(self, state: RolloutState) -> experiment.Result:
-        return experiment.judge(self.policy, *_windows(state))
+        return experiment.judge(self.policy, *_windows(state), state.candidate.latencies)
 
 
 class Bandit:
@@ -219,7 +221,7 @@ class Bandit:
     def criteria(self, state: RolloutState) -> tuple[Criterion, ...]:
         """Return the guardrails."""
         old, new = _windows(state)
-        windows = Windows(old, new, self.policy.alpha, self.policy.min_samples)
+        windows = Windows(old, new, self.policy.alpha, self.policy.min_samples, moments=state.candidate.latencies)
         return (at_least("requests", new.requests, 1), *analysis.judge(self.policy.guardrails, windows))
 
     def rule(self, state: RolloutState, criteria: Sequence[Criterion]) -> Ruling:

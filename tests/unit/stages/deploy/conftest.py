@@ -20,13 +20,18 @@ SCORE_EDGES = tuple(i / 20 for i in range(1, 20))
 
 @dataclass(frozen=True)
 class Model:
-    """How a version behaves: latencies are lognormal, scores are a normal squeezed into [0, 1]."""
+    """How a version behaves: latencies are lognormal, scores are a normal squeezed into [0, 1].
+
+    It stands still for `stall_s` every `stalls_every_s` on average; who comes meanwhile waits for the end of it.
+    """
 
     errors: float = 0.001
     median_s: float = 0.03
     spread: float = 0.5
     score: float = 0.0
     clicks: float = 0.1
+    stall_s: float = 0.3
+    stalls_every_s: float = math.inf
 
     @property
     def latency(self) -> list[float]:
@@ -70,22 +75,35 @@ class Users:
             ("candidate", to_candidate, True),
             ("candidate", copies, False),
         ):
-            answers = self.answers(name, count)
+            answers = self.answers(name, count, seconds)
             self.stats[name] += answers if seen else replace(answers, compared=count, agreed=count)
             self.served += seen * count
             self.failed += seen * answers.errors
 
-    def answers(self, name: str, count: int) -> VersionStats:
-        """Return what one version counts of so many requests."""
+    def answers(self, name: str, count: int, seconds: float = 0.0) -> VersionStats:
+        """Return what one version counts of so many requests in so many seconds."""
         model, (latency, scores) = self.models[name], self.laws[name]
+        waited = self.waited(model, count, seconds)
         clicks = int(self.random.binomial(count, model.clicks))
         return VersionStats(
             requests=count,
             errors=int(self.random.binomial(count, model.errors)),
-            latency_s=Histogram(LATENCY_BOUNDS_S, tuple(map(int, self.random.multinomial(count, latency)))),
+            latency_s=Histogram(
+                LATENCY_BOUNDS_S, tuple(map(int, self.random.multinomial(count - waited.total, latency)))
+            ) + waited,
             scores=Histogram(SCORE_EDGES, tuple(map(int, self.random.multinomial(count, scores)))),
             metrics={"clicks": Moments(count, clicks, clicks)},
-        )
+        )  # fmt: skip
+
+    def waited(self, model: Model, count: int, seconds: float) -> Histogram:
+        """Return the latencies of those who came while a version stood still."""
+        import numpy as np
+
+        stalled_s = model.stall_s * self.random.poisson(seconds / model.stalls_every_s)
+        came = int(self.random.binomial(count, min(1.0, stalled_s / seconds) if stalled_s else 0.0))
+        latencies = model.median_s + self.random.uniform(0, model.stall_s, came)
+        counts = np.bincount(np.searchsorted(LATENCY_BOUNDS_S, latencies), minlength=len(LATENCY_BOUNDS_S) + 1)
+        return Histogram(LATENCY_BOUNDS_S, tuple(map(int, counts)))
 
 
 @dataclass(frozen=True)

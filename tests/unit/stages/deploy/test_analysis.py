@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_ml_provider import codec
-from airflow_ml_provider.stages.deploy.analysis import Finding, Windows, judge
+from airflow_ml_provider.stages.deploy.analysis import Finding, Windows, judge, known
 from airflow_ml_provider.stages.deploy.policy import Agreement, Business, ErrorRate, Latency, ScoreShift
 from airflow_ml_provider.stages.deploy.sequential import half_width
 from airflow_ml_provider.stages.deploy.stats import Histogram, Moments, VersionStats
@@ -106,6 +106,49 @@ def test_a_latency_in_seconds():
     found = one(check, None, latencies(2000, 4.0))
     assert (found.name, found.verdict, found.threshold) == ("latency.p95.max", "fail", {"at_most": 0.5})
     assert found.observed == pytest.approx(4 * 0.02 * 10**0.95, rel=0.02)
+
+
+class TestMoments:
+    """Of ten moments some are slow, 0.7 s for all who come, and have a third of the requests of the others."""
+
+    def judged(self, *slow, check=None):
+        stalled = VersionStats(100, latency_s=Histogram(BOUNDS, tuple(100 * (i == 45) for i in range(len(BOUNDS) + 1))))
+        each = [stalled if at in slow else latencies(300) for at in range(10)]
+        candidate = sum(each, VersionStats())
+        moments = [stats.latency_s for stats in each]
+        (found,) = judge([check or Latency()], Windows(latencies(50_000), candidate, 0.05, 100, moments=moments))
+        return found
+
+    @pytest.mark.parametrize("check", [Latency(), Latency(0.95, None, 0.4)], ids=["ratio", "max"])
+    @pytest.mark.parametrize("slow", [(4,), (4, 5), (0, 9)], ids=str)
+    def test_two_slow_ones_fail_nobody(self, check, slow):
+        assert self.judged(*slow, check=check).verdict != "fail"
+
+    def test_it_is_said(self):
+        found = self.judged(4, 5)
+        assert found.interval[0] > 1.5
+        assert found.note.endswith("but for a moment only")
+        assert "moment" not in self.judged().note
+
+    def test_three_slow_ones_do(self):
+        found = self.judged(1, 4, 7)
+        assert (found.verdict, "moment" in found.note) == ("fail", False)
+
+    def test_nobody_is_failed_before_the_third(self):
+        slow = latencies(2000, 2.0)
+        for count, verdict in ((1, "unsure"), (2, "unsure"), (3, "fail")):
+            moments = [slow.latency_s] * count
+            windows = Windows(latencies(50_000), sum([slow] * count, VersionStats()), 0.05, 100, moments=moments)
+            assert judge([Latency()], windows)[0].verdict == verdict
+
+
+@pytest.mark.parametrize(("count", "passed"), [(0, False), (300, False), (20_000, True)])
+def test_the_stable_version_is_known_once_its_bound_is_near(count, passed):
+    stable = latencies(count) if count else VersionStats()
+    (found,) = known([ErrorRate(), Latency(), Latency(0.5, None, 1.0)], stable, 0.05)
+    assert (found.name, found.passed, found.threshold) == ("latency.p99.stable.bound", passed, {"at_most": 1.5})
+    assert passed or found.observed == math.inf
+    assert known([ErrorRate()], stable, 0.05) == ()
 
 
 def test_coarse_buckets_are_told():

@@ -289,6 +289,22 @@ def test_a_server_that_starts_anew_loses_one_look_and_the_record_says_so():
     assert record["restarts"] == {"stable": 0, "candidate": 1}
 
 
+def test_a_window_is_kept_in_moments_of_a_twelfth_of_the_bake_time():
+    rollout, sizes = Rollout(replace(QUICK, bake_s=120.0)), []
+    rollout.look(1)
+    for count in range(1, 61):
+        rollout.now += 4
+        seen = replace(rollout.seen, candidate={"server": VersionStats(count, 0, Histogram((1.0,), (count, 0)))})
+        rollout.state = advance(rollout.state, rollout.policy, seen, rollout.now).state
+        sizes.append([sum(counts) for counts in rollout.state.candidate.moments])
+    assert sizes[4] == [3, 2]  # one of 12 s, for looks every 4 s, and one that goes on
+    assert sizes[35] == [3] * 12
+    assert max(map(len, sizes)) == 12
+    assert [sum(each) for each in sizes] == list(range(1, 61))
+    assert sizes[59] == [6] * 8 + [3] * 4
+    assert rollout.state.candidate.anew().moments == ()
+
+
 def test_servers_with_other_buckets_are_an_error():
     rollout = Rollout()
     rollout.look(1)

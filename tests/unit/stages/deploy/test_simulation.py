@@ -66,6 +66,10 @@ def test_a_canary_that_starts_with_all_traffic_is_flipped_back_at_once(simulatio
     ended = simulation.run(policy, simulation.model(errors=0.5), seed=1, every_s=1.0)
     assert (ended.action, ended.highest) == ("failed", 100)
     assert ended.candidate_requests < 500  # two looks
+    ended = simulation.run(policy, simulation.model(median_s=0.06), seed=1)
+    assert (ended.action, ended.highest) == ("failed", 100)
+    assert ended.seconds < policy.bake_s
+    assert "latency.p99.ratio" in ended.reason
     ended = simulation.run(policy, simulation.model(), seed=1)
     assert ended.action == "done"
 
@@ -100,6 +104,23 @@ def test_equal_models_are_hardly_ever_rolled_back(simulation):
     policy = RolloutPolicy(bake_s=120.0, checks=POLICY.checks)
     ended = [simulation.run(policy, simulation.model(), seed=100 + seed) for seed in range(40)]
     assert sum(e.action == "failed" for e in ended) / 40 <= policy.alpha
+
+
+@pytest.mark.parametrize("every_s", [2.0, 10.0])
+def test_a_model_that_stands_still_for_a_moment_is_hardly_ever_rolled_back(simulation, every_s):
+    """A stall of 0.6 s every 90 s: each makes 120 requests slow at once. Taken as independent, they end half."""
+    policy = RolloutPolicy(steps=(10.0, 50.0, 100.0), bake_s=60.0, checks=POLICY.checks)
+    brief = simulation.model(stall_s=0.6, stalls_every_s=90.0)
+    ended = [simulation.run(policy, brief, seed=500 + seed, every_s=every_s) for seed in range(20)]
+    assert sum(e.action == "failed" for e in ended) / 20 <= policy.alpha
+
+
+def test_a_model_that_stands_still_again_and_again_is_slow(simulation):
+    policy = RolloutPolicy(steps=(10.0, 50.0, 100.0), bake_s=60.0, checks=POLICY.checks)
+    for seed in range(SEEDS):
+        ended = simulation.run(policy, simulation.model(stalls_every_s=3.0), seed=seed, every_s=2.0)
+        assert (ended.action, ended.highest) == ("failed", 10)
+        assert "latency.p99.ratio" in ended.reason
 
 
 def test_an_experiment_without_a_difference_hardly_ever_finds_one(simulation):
