@@ -1,4 +1,4 @@
-"""A training with DeepSpeed, in a script of one's own: what the tests run under plain torchrun."""
+"""A training with DeepSpeed, in a script of one's own: what each rank of the tests runs."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +17,7 @@ from airflow_ml_provider.exceptions import SpecError, StageFailed
 from airflow_ml_provider.provenance import RunInfo
 from airflow_ml_provider.stages.train.snapshots import Snapshots
 from airflow_ml_provider.stages.train.spec import Function, Launch
+from tests.integration.train import ranks
 
 torch = pytest.importorskip("torch")
 if find_spec("deepspeed") is None:
@@ -32,12 +31,7 @@ def train(tmp_path):
     def inner(*more: object, world: int = 2, folder: str = "snapshots"):
         out = tmp_path / "out.json"
         out.unlink(missing_ok=True)
-        command = [sys.executable]
-        if world > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        command += [str(SCRIPT), str(tmp_path / folder), "--out", str(out), *map(str, more)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        done = ranks.run(SCRIPT, [str(tmp_path / folder), "--out", str(out), *map(str, more)], tmp_path, world)
         return done, json.loads(out.read_text()) if out.exists() else None
 
     return inner

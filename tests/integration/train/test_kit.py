@@ -1,4 +1,4 @@
-"""The trainer kit under plain torchrun with gloo ranks: sharding, missing ranks, SIGTERM."""
+"""The trainer kit with gloo ranks: sharding, missing ranks, and under plain torchrun SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_ml_provider.stages.train.profile import communication_share
+from tests.integration.train import ranks
 
 pytest.importorskip("torch")
 
@@ -36,12 +37,13 @@ def train(tmp_path):
     def inner(*more: object, world: int = 2, folder: str | Path = "snapshots"):
         out = tmp_path / "out.json"
         out.unlink(missing_ok=True)
-        command = [sys.executable]
-        if world > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        command += [str(SCRIPT), str(tmp_path / folder), "--out", str(out), *map(str, more)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        args = [str(tmp_path / folder), "--out", str(out), *map(str, more)]
+        if "--term" in more:
+            under = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+            command, env = [sys.executable, *under, str(SCRIPT), *args], {**os.environ, **ranks.ENV}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        else:
+            done = ranks.run(SCRIPT, args, tmp_path, world)
         return done, json.loads(out.read_text()) if out.exists() else None
 
     return inner
