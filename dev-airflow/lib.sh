@@ -23,31 +23,24 @@ base_python() {
   die "needs Python 3.10 to 3.13; set PYTHON=/path/to/python"
 }
 
-make_venv() { # folder
-  local python
+venv() { # FOLDER REQUIREMENTS MESSAGE [PACKAGE]: an environment; the package comes by plain pip, before the others
+  local want python
+  want=$(stamp "$2")
+  if fresh "$1" "$want"; then return; fi
+  say "$3"
   python=$(base_python)
   rm -rf "$1"
   "$python" -m venv "$1" || die "'$python -m venv' failed; on Debian: apt-get install python3-venv"
-  "$1/bin/python" -m pip install --quiet --disable-pip-version-check uv
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check uv "${@:4}"
+  "$1/bin/uv" pip install --quiet --python "$1" --compile-bytecode -r "$2"
+  echo "$want" > "$1/.made-from"
 }
 
 setup() {
   local want
-  want=$(stamp dev-airflow/requirements/airflow.txt)
-  if ! fresh .venv "$want"; then
-    say "installing Airflow and the tools of the in-process stages into .venv"
-    make_venv .venv
-    .venv/bin/uv pip install --quiet --python .venv --compile-bytecode -r dev-airflow/requirements/airflow.txt
-    echo "$want" > .venv/.made-from
-  fi
-  want=$(stamp dev-airflow/requirements/ml.txt)
-  if ! fresh .venv-ml "$want"; then
-    say "installing the stages' tools, PyTorch among them, into .venv-ml (the other Python)"
-    make_venv .venv-ml
-    .venv-ml/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-    .venv-ml/bin/uv pip install --quiet --python .venv-ml --compile-bytecode -r dev-airflow/requirements/ml.txt
-    echo "$want" > .venv-ml/.made-from
-  fi
+  venv .venv dev-airflow/requirements/airflow.txt "installing Airflow and the tools of the in-process stages into .venv"
+  venv .venv-ml dev-airflow/requirements/ml.txt \
+    "installing the stages' tools, PyTorch among them, into .venv-ml (the other Python)" torch==2.13.0
   want=$(find airflow_ml_provider pyproject.toml -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum | sha256sum)
   if [ "$(cat .venv/.provider 2>/dev/null)" != "$want" ]; then
     say "building the provider's wheel and installing it as a user would"

@@ -33,6 +33,15 @@ def python() -> str:
 
 
 @pytest.fixture(scope="session")
+def clients() -> str:
+    """A Python with KServe's and Triton's clients, which need an older protobuf than others here."""
+    found = os.environ.get("ML_PROVIDER_CLIENTS_PYTHON", "")
+    if not found:
+        pytest.skip("ML_PROVIDER_CLIENTS_PYTHON names no Python with kserve and tritonclient[grpc]")
+    return found
+
+
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
     return packages.package(tmp_path_factory.mktemp("models") / "1")
 

@@ -346,14 +346,10 @@ class TestGateway:
         assert found["metrics"]["error_rate"]["value"] == 0
         assert found["judged"]["requests"] > 20
 
-    def test_triton_s_own_client(self, shared: tuple[Service, Stub]) -> None:
-        """In a Python of its own: it needs an older protobuf than others here."""
-        python = os.environ.get("ML_PROVIDER_TRITON_PYTHON")
-        if not python:
-            pytest.skip("ML_PROVIDER_TRITON_PYTHON names no Python with tritonclient[grpc]")
+    def test_triton_s_own_client(self, shared: tuple[Service, Stub], clients: str) -> None:
         service, _ = shared
         target = urlsplit(launch.find(service.root, "late").grpc).netloc  # type: ignore[union-attr]
-        done = subprocess.run([python, "-c", TRITON, target, json.dumps(ROWS)], capture_output=True, text=True)
+        done = subprocess.run([clients, "-c", TRITON, target, json.dumps(ROWS)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         expected = service.client.predict(ROWS, version="1").scores
         assert json.loads(done.stdout) == [pytest.approx(expected, abs=1e-7)] * 2
