@@ -69,6 +69,21 @@ answer = client._client_stub.ModelInfer(typed)
 print(json.dumps([found.as_numpy("score").tolist(), list(answer.outputs[0].contents.fp32_contents)]))
 """
 
+KSERVE = """
+import asyncio, json, sys
+from kserve import InferenceGRPCClient, InferInput, InferRequest
+
+async def main(target, rows):
+    async with InferenceGRPCClient(target) as client:
+        assert await client.is_server_live() and await client.is_server_ready() and await client.is_model_ready("late")
+        kinds = {name: "BYTES" if isinstance(values[0], str) else "FP32" for name, values in rows.items()}
+        inputs = [InferInput(name, [2, 1], kinds[name], values) for name, values in rows.items()]
+        found = await client.infer(InferRequest("late", inputs, model_version="1"))
+        print(json.dumps([found.outputs[0].as_numpy().tolist()]))
+
+asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
+"""
+
 
 @contextmanager
 def encrypted(target: str, certificate: Path, key: Path) -> Iterator[str]:
@@ -346,13 +361,16 @@ class TestGateway:
         assert found["metrics"]["error_rate"]["value"] == 0
         assert found["judged"]["requests"] > 20
 
-    def test_triton_s_own_client(self, shared: tuple[Service, Stub], clients: str) -> None:
+    @pytest.mark.parametrize("code", [TRITON, KSERVE], ids=["triton", "kserve"])
+    def test_its_own_client(self, shared: tuple[Service, Stub], clients: str, code: str) -> None:
         service, _ = shared
         target = urlsplit(launch.find(service.root, "late").grpc).netloc  # type: ignore[union-attr]
-        done = subprocess.run([clients, "-c", TRITON, target, json.dumps(ROWS)], capture_output=True, text=True)
+        done = subprocess.run([clients, "-c", code, target, json.dumps(ROWS)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         expected = service.client.predict(ROWS, version="1").scores
-        assert json.loads(done.stdout) == [pytest.approx(expected, abs=1e-7)] * 2
+        found = json.loads(done.stdout)
+        assert found
+        assert found == [pytest.approx(expected, abs=1e-7)] * len(found)
 
     def test_one_that_dies_is_not_seen_by_users(self, shared: tuple[Service, Stub]) -> None:
         service, stub = shared
