@@ -114,7 +114,7 @@ def test_a_cleared_task_starts_again_in_another_pod(flights, cluster, hold):
 def test_a_triggerer_that_is_killed_is_succeeded_by_another(flights, cluster, hold):
     """The pod goes on meanwhile; the log has each of its lines once."""
     ((run_id, pod),) = begun(flights, cluster)
-    until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
+    until(lambda: len(held(flights, run_id)) > 3, 60, "the triggerer logs nothing")
     with flights.without("triggerer"):
         seen = held(flights, run_id)[-1]
     until(lambda: held(flights, run_id)[-1] > seen, 90, "no other triggerer takes over")
@@ -130,7 +130,7 @@ def test_a_triggerer_that_is_killed_is_succeeded_by_another(flights, cluster, ho
 
 def test_a_lost_pod_s_lines_stay_in_the_log_when_it_is_replaced(flights, cluster, hold):
     ((run_id, pod),) = begun(flights, cluster)
-    until(lambda: len(held(flights, run_id)) > 3, 30, "the triggerer logs nothing")
+    until(lambda: len(held(flights, run_id)) > 3, 60, "the triggerer logs nothing")
     identity = pod["metadata"]["labels"]["airflow-ml/identity"].encode()
     for process in Path("/proc").glob("[0-9]*"):
         if identity in read(process / "cmdline"):

@@ -200,7 +200,7 @@ class TestPut:
         cluster.kubectl("delete", KIND, "late")
         assert hook().look("late") is None
         hook().put(service(V2))
-        wait(lambda: [one["metadata"]["name"] for one in cluster.get("configmaps")].count("late-airflow-ml") == 1, 20)
+        wait(lambda: [one["metadata"]["name"] for one in cluster.get("configmaps")].count("late-airflow-ml") == 1, 60)
         assert hook().look("late").wanted == service(V2)
 
     def test_remove(self, hook: Make, cluster: Any) -> None:

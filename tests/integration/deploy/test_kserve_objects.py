@@ -82,7 +82,7 @@ def test_from_first_to_last(
     with pytest.raises(TaskDeferred):
         operator(changed).execute(context())
     place, old_ones = KServeObjects(KServe(mode="standard")), "1 old ones are left"
-    wait(lambda: old_ones in place.state("one", changed)[0].why, 30, place.state("one", changed))
+    wait(lambda: old_ones in place.state("one", changed)[0].why, 60, place.state("one", changed))
     conditions = {one["type"]: one["status"] for one in cluster.get(kind)[0]["status"]["conditions"]}
     assert conditions["Ready"] == "True"  # the pods before go on answering, and are not taken for the new ones
     controller.faults.clear()

@@ -74,7 +74,7 @@ def place(cluster: Any, seldon: Any, limited: str, wait: Any, monkeypatch: pytes
     yield found
     for name in ("one", "late"):
         found.remove(name)
-    wait(lambda: not left(cluster), 30, f"left behind: {left(cluster)}")
+    wait(lambda: not left(cluster), 60, f"left behind: {left(cluster)}")
 
 
 def left(cluster: Any) -> list[str]:

@@ -179,7 +179,7 @@ def limited_to(cluster: kubernetes.Cluster, folder: Path, file: str) -> str:
         return base64.b64decode(secrets[0]["data"]["token"]).decode() if secrets else ""
 
     config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
-    config["users"][0]["user"] = {"token": kubernetes.wait(token, 20)}
+    config["users"][0]["user"] = {"token": kubernetes.wait(token, 60)}
     path = folder / "limited.yaml"
     path.write_text(yaml.safe_dump(config))
     return kubernetes.connection(str(path))

@@ -79,7 +79,7 @@ def test_connection_settings_are_in_a_secret_that_the_pod_owns(task, modules, wa
     operator = here.operator(connected=True)
     here.begin(operator)
     pod = here.running()
-    wait(lambda: "SETTING is s3cret" in here.cluster.log(pod["metadata"]["name"]), 30)
+    wait(lambda: "SETTING is s3cret" in here.cluster.log(pod["metadata"]["name"]), 60)
     (secret,) = (s for s in here.cluster.get("secrets") if s["metadata"]["name"].startswith("ml-"))
     assert secret["metadata"]["ownerReferences"][0]["uid"] == uid(pod)
     assert "s3cret" not in json.dumps(pod)
@@ -141,7 +141,7 @@ def test_a_task_whose_time_is_over_leaves_nothing(task, modules, wait):
     here.running()
     with pytest.raises(AirflowTaskTimeout, match="stage 'ingest' took longer than 0:00:06"):
         here.end(deferred, operator)
-    wait(lambda: not here.cluster.left(), 15)
+    wait(lambda: not here.cluster.left(), 60)
 
 
 def test_a_result_of_two_megabytes(task, modules):
@@ -206,7 +206,7 @@ def test_a_cluster_that_stumbles_costs_no_pod_as_long_as_there_is_a_further_try(
     assert [uid(pod) for pod in here.pods()] == [uid(first)]
     with pytest.raises(Unavailable, match="away for long"):
         here.operator(connected=True).collect(context(DAY, try_number=3, max_tries=2), event)
-    wait(lambda: not here.cluster.left(), 15)
+    wait(lambda: not here.cluster.left(), 60)
 
 
 def test_a_result_that_nobody_took_is_taken_by_the_next_try(task, wait):

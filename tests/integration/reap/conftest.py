@@ -95,7 +95,7 @@ def limited(cluster: kubernetes.Cluster, tmp_path: Path) -> Iterator[str]:
         return base64.b64decode(secrets[0]["data"]["token"]).decode() if secrets else ""
 
     config = yaml.safe_load(Path(cluster.kubeconfig).read_text())
-    config["users"][0]["user"] = {"token": kubernetes.wait(token, 20)}
+    config["users"][0]["user"] = {"token": kubernetes.wait(token, 60)}
     path = tmp_path / "limited.yaml"
     path.write_text(yaml.safe_dump(config))
     yield kubernetes.connection(str(path))

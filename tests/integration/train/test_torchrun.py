@@ -140,7 +140,7 @@ def test_killed_with_all_its_ranks_and_tried_again(torch_spec, whole, tmp_path):
         assert len(processes(tmp_path)) >= 4  # the stage, torchrun, two ranks
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=30)
     assert not (folder / models.MANIFEST).exists()
     found = stages.run(spec, INFO)
     assert found.resumed_from >= victim
@@ -158,7 +158,7 @@ def test_sigterm_of_the_stage_takes_a_snapshot_on_all_ranks(torch_spec, whole, t
         begun = time.monotonic()
         assert process.wait(60) == 143
         took = time.monotonic() - begun
-    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=30)
     assert took < 20, "the ranks did not end by themselves"  # they are given 25 s before they are killed
     log = (tmp_path / "stage.log").read_text()
     (step,) = re.findall(r"ended after the snapshot of step (\d+): this process got SIGTERM", log)
@@ -187,7 +187,7 @@ def test_one_rank_killed(torch_spec, whole, tmp_path, max_restarts, rank):
         (pid,) = (pid for pid in ranks if rank_of(pid) == rank)
         os.kill(pid, signal.SIGKILL)
         process.wait(90)
-    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=30)
     outcome = json.loads((tmp_path / "result.json").read_text())
     if max_restarts:
         assert process.returncode == protocol.EXIT_OK
@@ -211,7 +211,7 @@ def test_three_ranks_add_up_in_one_order(torch_spec, tmp_path):
         wait_until(lambda: any(step >= 30 for step in steps_of(folder)), "a snapshot from step 30 on")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=30)
     found = stages.run(spec, INFO)
     assert found.resumed_from >= 30
     assert found.model.digest == stages.run(spec, replace(INFO, run_id="three")).model.digest
@@ -224,7 +224,7 @@ def test_damaged_snapshot_costs_a_few_steps_only(torch_spec, whole, tmp_path):
         wait_until(lambda: len(steps_of(folder)) == 2 and max(steps_of(folder)) > 20, "two snapshots")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=10)
+    wait_until(lambda: not processes(tmp_path), "the end of torchrun and its ranks", timeout_s=30)
     older, newest = sorted(steps_of(folder))[-2:]
     (folder / "snapshots" / f"step={newest}" / "tensors.safetensors").write_bytes(b"damaged")
     found = stages.run(spec, INFO)
