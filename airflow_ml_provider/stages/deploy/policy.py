@@ -43,7 +43,7 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Latency:
-    """Quantile of the seconds until the answer.
+    """Quantile of the seconds until the answer; too long at the two worst twelfths of the bake time only fails nobody.
 
     Attributes:
         quantile: which one.
