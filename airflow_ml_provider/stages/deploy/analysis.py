@@ -136,7 +136,7 @@ def known(checks: Sequence[Check], stable: VersionStats, alpha: float) -> tuple[
     for check in checks:
         if isinstance(check, Latency) and check.max_ratio is not None:
             base = stable.latency_s.quantile(check.quantile, _share_of(alpha, checks) / 2)
-            spread = base.high / base.value if base else math.inf
+            spread = _ratio(base.high, base.value) if base else math.inf
             name, limit = f"latency.p{check.quantile * 100:g}.stable.bound", {"at_most": check.max_ratio}
             found.append(Criterion(name, spread <= check.max_ratio, spread, limit, rows=stable.latency_s.total))
     return tuple(found)
