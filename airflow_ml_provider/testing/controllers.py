@@ -20,6 +20,8 @@ from typing import Any
 from kubernetes import client
 from kubernetes.client import ApiException
 
+from airflow_ml_provider.testing._standin import tolerant
+
 log = logging.getLogger(__name__)
 
 _TRAIN = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
@@ -27,7 +29,6 @@ _RAY = ("ray.io", "v1", "rayjobs")
 _JOBSET, _REPLICATED = "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/replicatedjob-name"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _PORT, _RAY_PORT, _DASHBOARD = 29500, 6379, 8265
-_RACES = (404, 409)  # somebody was quicker
 
 
 class Controllers:
@@ -111,14 +112,14 @@ class Controllers:
         """Return the jobs that are not being deleted; no kind of job need be installed."""
         found = []
         for kind in (_TRAIN, _RAY):
-            with _tolerant():
+            with tolerant():
                 listed = self.custom.list_namespaced_custom_object(kind[0], kind[1], self.namespace, kind[2])
                 found += [(kind, job) for job in listed["items"] if "deletionTimestamp" not in job["metadata"]]
         return found
 
     def _look_after(self, kind: tuple[str, str, str], job: dict[str, Any]) -> None:
         uid = job["metadata"]["uid"]
-        with _tolerant():
+        with tolerant():
             if uid not in self._known and self.suspended:
                 self._patch(kind, job, {"spec": {"suspend": True}})
             else:
@@ -254,11 +255,11 @@ class Controllers:
 
     def _delete(self, pod: Any) -> None:
         if not _goes(pod):
-            with _tolerant():
+            with tolerant():
                 self.core.delete_namespaced_pod(pod.metadata.name, self.namespace)
 
     def _make(self, create: Callable[..., Any], body: Mapping[str, Any]) -> None:
-        with _tolerant():
+        with tolerant():
             create(self.namespace, body)
 
     def _status(self, kind: tuple[str, str, str], job: dict[str, Any], status: Mapping[str, Any]) -> None:
@@ -274,15 +275,6 @@ class Controllers:
         with self._turn:
             for kind, job in self._jobs():
                 self._patch(kind, job, {"spec": {"suspend": suspend}})
-
-
-class _tolerant:  # noqa: N801 - used like a function
-    """Leave out what cannot be done because somebody else was quicker."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> bool:
-        return isinstance(error, ApiException) and error.status in _RACES
 
 
 def _node(job: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:

@@ -14,8 +14,7 @@ import copy
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
 from urllib.request import urlopen
@@ -28,13 +27,14 @@ from airflow_ml_provider.stages.deploy.kserve.graph import Graph
 from airflow_ml_provider.stages.deploy.kserve.llm import LLM
 from airflow_ml_provider.stages.deploy.kserve.manifest import TRAFFIC, deployment
 from airflow_ml_provider.stages.deploy.kserve.predictor import CONTAINER, TRANSFORMER
+from airflow_ml_provider.testing._kserve_pods import BESIDE, COMMANDS, SERVER
+from airflow_ml_provider.testing._standin import condition, holds, tolerant
 from airflow_ml_provider.testing.router import Router
 
 log = logging.getLogger(__name__)
 
 Fault = Literal["image", "crash", "unready", "unplaced"]
 _OF, _KNATIVE = f"{GROUP}/inferenceservice", ("serving.knative.dev", "v1")
-_RACES = (404, 409)  # somebody was quicker
 _PORT = 8080
 REVISIONS: dict[str, Any] = {
     "apiVersion": "apiextensions.k8s.io/v1",
@@ -54,66 +54,6 @@ REVISIONS: dict[str, Any] = {
             }
         ],
     },
-}
-# Answers with its version and the rows it got; refuses rows that have a column `bad`.
-_SERVER = """
-import http.server, json, os
-class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, status, body):
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-    def do_GET(self):
-        self.answer(200, {"ready": True})
-    def do_POST(self):
-        got = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if any(one["name"] == "bad" for one in got["inputs"]):
-            return self.answer(400, {"error": "unexpected input 'bad'"})
-        rows = got["inputs"][0]["shape"][0]
-        score = {"name": "score", "shape": [rows], "datatype": "FP32", "data": [0.5] * rows}
-        name = self.path.split("/")[3]
-        self.answer(200, {"model_name": name, "model_version": os.environ["AIRFLOW_ML_VERSION"], "outputs": [score]})
-    def log_message(self, *args):
-        pass
-http.server.ThreadingHTTPServer(("", 8080), Handler).serve_forever()
-"""
-# Sends requests on to the server beside it, and adds its own name to the answer.
-_BESIDE = """
-import http.server, json, sys, urllib.error, urllib.request
-said = dict(one.removeprefix("--").split("=", 1) for one in sys.argv[2:] if "=" in one)
-class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, status, data):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-    def do_GET(self):
-        self.forward(None)
-    def do_POST(self):
-        self.forward(self.rfile.read(int(self.headers["Content-Length"])))
-    def forward(self, body):
-        try:
-            url = f"http://{said['predictor_host']}{self.path}"
-            answer = json.load(urllib.request.urlopen(urllib.request.Request(url, body)))
-        except urllib.error.HTTPError as error:
-            return self.answer(error.code, error.read())
-        except OSError as error:
-            return self.answer(503, str(error).encode())
-        if body:
-            rows = answer["outputs"][0]["shape"][0]
-            told = {"name": "transformed_by", "shape": [rows], "datatype": "BYTES", "data": [sys.argv[1]] * rows}
-            answer["outputs"].append(told)
-        self.answer(200, json.dumps(answer).encode())
-    def log_message(self, *args):
-        pass
-http.server.ThreadingHTTPServer(("", int(said["http_port"])), Handler).serve_forever()
-"""
-_COMMANDS: dict[str, list[str]] = {
-    "crash": ["python3", "-c", "raise SystemExit('no model')"],
-    "unready": ["sleep", "infinity"],
 }
 
 
@@ -173,11 +113,11 @@ class Controller:
             try:
                 if not self.stuck:
                     for service in self._services():
-                        with _tolerant():
+                        with tolerant():
                             self._look_after(service)
                     for kind in (Graph, LLM):
                         for one in self._of_kind(kind):
-                            with _tolerant():
+                            with tolerant():
                                 self._look_after_object(kind, one)
             except ApiException as error:
                 if not self._error:
@@ -189,7 +129,7 @@ class Controller:
         return [one for one in found["items"] if "deletionTimestamp" not in one["metadata"]]
 
     def _of_kind(self, kind: type[Graph | LLM]) -> list[dict[str, Any]]:
-        with _tolerant():  # nobody installed the definition
+        with tolerant():  # nobody installed the definition
             found = self.custom.list_namespaced_custom_object(GROUP, kind.api_version, self.namespace, kind.plural)
             return [one for one in found["items"] if "deletionTimestamp" not in one["metadata"]]
         return []
@@ -199,7 +139,7 @@ class Controller:
         meta, spec = one["metadata"], one["spec"]
         old, status = one.get("status", {}), copy.deepcopy(one.get("status", {}))
         if kind is LLM and status.get("observedGeneration") != meta["generation"]:
-            _condition(status, "Ready", "Unknown", "NewObservedGenFailure")  # as Knative's reconciler begins
+            condition(status, "Ready", "Unknown", "NewObservedGenFailure")  # as Knative's reconciler begins
         name = meta["name"] if kind is Graph else f"{meta['name']}-kserve"
         notes = meta["annotations"] if kind is Graph else spec["annotations"]
         env = [{"name": "AIRFLOW_ML_VERSION", "value": meta["name"]}]
@@ -210,13 +150,13 @@ class Controller:
         conditions = {each["type"]: each for each in found.get("status", {}).get("conditions", ())}
         if kind is Graph and "Available" in conditions:  # whatever it says
             status["observedGeneration"] = found["status"].get("observedGeneration", 0)
-            _condition(status, "Ready", "True")
+            condition(status, "Ready", "True")
         elif kind is LLM:
             status["observedGeneration"] = meta["generation"]
             available = conditions.get("Available", {"status": "Unknown"})
-            _condition(status, "MainWorkloadReady", available["status"], available.get("reason", ""))
-            _condition(status, "Ready", available["status"], available.get("reason", ""))
-        if _is(status, "Ready"):
+            condition(status, "MainWorkloadReady", available["status"], available.get("reason", ""))
+            condition(status, "Ready", available["status"], available.get("reason", ""))
+        if holds(status, "Ready"):
             status["url"] = f"http://{meta['name']}-{self.namespace}.example.test"
         if status != old:
             self.custom.patch_namespaced_custom_object_status(
@@ -232,14 +172,14 @@ class Controller:
         weights = shape(service, status)
         meta = service["metadata"]
         host = f"{meta['name']}-{self.namespace}.example.test"
-        if _is(status, "PredictorReady") and all(self._reaches(to) for to, percent in weights if percent):
+        if holds(status, "PredictorReady") and all(self._reaches(to) for to, percent in weights if percent):
             self.router.routes[host] = weights
             status["url"] = f"http://{host}"
-            _condition(status, "IngressReady", "True")
+            condition(status, "IngressReady", "True")
         else:
-            _condition(status, "IngressReady", "False", "Predictor ingress not created")
-        ready = _is(status, "PredictorReady") and _is(status, "IngressReady")
-        _condition(status, "Ready", "True" if ready else "False")
+            condition(status, "IngressReady", "False", "Predictor ingress not created")
+        ready = holds(status, "PredictorReady") and holds(status, "IngressReady")
+        condition(status, "Ready", "True" if ready else "False")
         status["deploymentMode"] = mode
         if status != old:
             self.custom.patch_namespaced_custom_object_status(
@@ -260,7 +200,7 @@ class Controller:
             percent = canary["trafficPercent"]
             told.append({"name": merged["name"], "ready": ready, "trafficPercent": percent})
         status["canaryStatuses"] = told
-        _condition(status, "CanaryPredictorReady", "True" if all(one["ready"] for one in told) else "False")
+        condition(status, "CanaryPredictorReady", "True" if all(one["ready"] for one in told) else "False")
         for orphan in self._deployments(name):
             if orphan.metadata.name not in names:
                 self._remove(orphan.metadata.name)
@@ -270,7 +210,7 @@ class Controller:
         found = self._deploy(service, deployment(name, stable), stable, least)
         conditions = {one["type"]: one for one in found.get("status", {}).get("conditions", ())}
         available = conditions.get("Available", {"status": "Unknown"})
-        _condition(status, "PredictorReady", available["status"], available.get("reason", ""))
+        condition(status, "PredictorReady", available["status"], available.get("reason", ""))
         status["observedGeneration"] = found.get("status", {}).get("observedGeneration", 0)
         self._model_status(status, deployment(name, stable))
         weights = [
@@ -290,7 +230,7 @@ class Controller:
         for revision in revisions:
             self._run_revision(service, revision)
         told = status.setdefault("components", {}).setdefault("predictor", {})
-        ready = [one["metadata"]["name"] for one in revisions if _is(one["status"], "Ready")]
+        ready = [one["metadata"]["name"] for one in revisions if holds(one["status"], "Ready")]
         told["latestCreatedRevision"] = revisions[-1]["metadata"]["name"]
         latest = told["latestReadyRevision"] = ready[-1] if ready else ""
         targets = _targets(latest, told.get("latestRolledoutRevision", ""), percent)
@@ -305,11 +245,11 @@ class Controller:
         for key in [key for key, value in told.items() if not value]:
             del told[key]  # as KServe leaves out what is empty
         newest = revisions[-1]["metadata"]["name"] == latest
-        _condition(status, "PredictorReady", "True" if newest else "Unknown")
-        _condition(status, "PredictorRouteReady", "True" if latest else "Unknown")
+        condition(status, "PredictorReady", "True" if newest else "Unknown")
+        condition(status, "PredictorRouteReady", "True" if latest else "Unknown")
         # What has had requests goes on answering them.
         if latest and not newest:
-            _condition(status, "PredictorReady", "True")
+            condition(status, "PredictorReady", "True")
         self._model_status(status, told["latestCreatedRevision"])
         return [(one["revisionName"], one["percent"]) for one in targets if one["revisionName"]]
 
@@ -356,13 +296,13 @@ class Controller:
         status = copy.deepcopy(revision.get("status", {}))
         reasons = [one for one in self._waiting(name) if one[0] in ("ImagePullBackOff", "CrashLoopBackOff")]
         if ready:
-            _condition(status, "Ready", "True")
+            condition(status, "Ready", "True")
         elif reasons:
-            _condition(
+            condition(
                 status, "Ready", "False", "ContainerMissing" if "Image" in reasons[0][0] else "ExitCode1", reasons[0][1]
             )
         else:
-            _condition(status, "Ready", "Unknown", "Deploying")
+            condition(status, "Ready", "Unknown", "Deploying")
         if status != revision.get("status"):
             self.custom.patch_namespaced_custom_object_status(
                 *_KNATIVE, self.namespace, "revisions", name, {"status": status}
@@ -408,7 +348,7 @@ class Controller:
         runs = {
             "name": "kserve-container", "env": env, "ports": [{"containerPort": _PORT}],
             "image": "localhost/none:1" if fault == "image" else self.image,
-            "command": _COMMANDS.get(fault, ["python3", "-c", _SERVER]),
+            "command": COMMANDS.get(fault, ["python3", "-c", SERVER]),
             "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": _PORT}, "periodSeconds": 1},
         }  # fmt: skip
         where = {"nodeSelector": {"nowhere": "true"}} if fault == "unplaced" else {}
@@ -427,7 +367,7 @@ class Controller:
         port = made["ports"][0]["containerPort"]
         return {
             "name": made["name"], "image": self.image, "ports": made["ports"],
-            "command": ["python3", "-c", _BESIDE, made["image"]], "args": made["args"],
+            "command": ["python3", "-c", BESIDE, made["image"]], "args": made["args"],
             "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": port}, "periodSeconds": 1},
         }  # fmt: skip
 
@@ -435,7 +375,7 @@ class Controller:
         first = [one["ports"][0]["containerPort"] for one in _transformers(predictor)]
         ports = [{"name": "http", "port": 80, "targetPort": first[0] if first else _PORT}]
         body = {"metadata": _meta(service, name), "spec": {"selector": {"app": f"isvc.{name}"}, "ports": ports}}
-        with _tolerant():
+        with tolerant():
             made = self.core.create_namespaced_service(self.namespace, body)
             self.router.targets[name] = f"http://{made.spec.cluster_ip}"
 
@@ -454,7 +394,7 @@ class Controller:
     def _model_status(self, status: dict[str, Any], app: str) -> None:
         """Say what KServe says of the model: what the first pod of a predictor does."""
         waiting = self._waiting(app)
-        if _is(status, "PredictorReady"):
+        if holds(status, "PredictorReady"):
             status["modelStatus"] = {"transitionStatus": "UpToDate", "states": {"activeModelState": "Loaded"}}
         elif any(reason == "CrashLoopBackOff" for reason, _ in waiting):
             info = {"reason": "ModelLoadFailed", "message": waiting[0][1]}
@@ -472,9 +412,9 @@ class Controller:
         return list(self.apps.list_namespaced_deployment(self.namespace, label_selector=f"{_OF}={name}").items)
 
     def _remove(self, name: str) -> None:
-        with _tolerant():
+        with tolerant():
             self.apps.delete_namespaced_deployment(name, self.namespace)
-        with _tolerant():
+        with tolerant():
             self.core.delete_namespaced_service(name, self.namespace)
 
     def _json(self, found: Any) -> dict[str, Any]:
@@ -522,23 +462,3 @@ def _meta(service: Mapping[str, Any], name: str) -> dict[str, Any]:
         "labels": labels,
         "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
     }
-
-
-def _condition(status: dict[str, Any], kind: str, value: str, reason: str = "", message: str = "") -> None:
-    others = [one for one in status.get("conditions", ()) if one["type"] != kind]
-    told = {"type": kind, "status": value, "reason": reason, "message": message}
-    status["conditions"] = sorted([*others, {k: v for k, v in told.items() if v}], key=lambda one: str(one["type"]))
-
-
-def _is(status: Mapping[str, Any], kind: str) -> bool:
-    return any(one["type"] == kind and one["status"] == "True" for one in status.get("conditions", ()))
-
-
-@contextmanager
-def _tolerant() -> Iterator[None]:
-    """Let somebody else be quicker."""
-    try:
-        yield
-    except ApiException as error:
-        if error.status not in _RACES:
-            raise

@@ -21,7 +21,7 @@ from kubernetes.client import ApiException
 
 from airflow_ml_provider.stages.deploy.kserve.predictor import VERSION
 from airflow_ml_provider.stages.deploy.seldon import API_VERSION, EXPERIMENTS, GROUP, MODELS
-from airflow_ml_provider.testing.kserve import _condition, _is, _tolerant
+from airflow_ml_provider.testing._standin import condition, holds, tolerant
 from airflow_ml_provider.testing.router import Router
 
 log = logging.getLogger(__name__)
@@ -138,11 +138,11 @@ class Controller:
         name, status = model["metadata"]["name"], copy.deepcopy(model.get("status", {}))
         fault = self.faults.get(model["metadata"].get("annotations", {}).get(VERSION, ""))
         if fault:
-            _condition(status, "ModelReady", "False", _SAYS[fault], "no server could load it")
-            _condition(status, "Ready", "False", _SAYS[fault])
+            condition(status, "ModelReady", "False", _SAYS[fault], "no server could load it")
+            condition(status, "Ready", "False", _SAYS[fault])
         else:
-            _condition(status, "ModelReady", "True", message="ModelAvailable")
-            _condition(status, "Ready", "True")
+            condition(status, "ModelReady", "True", message="ModelAvailable")
+            condition(status, "Ready", "True")
             status["replicas"] = model["spec"].get("replicas", 1)
             self.mesh.routes[name] = [(name, 100)]
         self._say(MODELS, model, status)
@@ -154,11 +154,11 @@ class Controller:
         host = f"{experiment['metadata']['name']}.experiment"
         mirror = spec.get("mirror", {})
         candidates = {one["name"]: one["weight"] for one in spec["candidates"]}
-        _condition(status, "CandidatesReady", "True" if candidates.keys() <= ready else "False")
-        _condition(status, "MirrorReady", "True" if not mirror or mirror["name"] in ready else "False")
-        good = _is(status, "CandidatesReady") and _is(status, "MirrorReady")
-        _condition(status, "ExperimentReady", "True" if good else "False")
-        _condition(status, "Ready", "True" if good else "False")
+        condition(status, "CandidatesReady", "True" if candidates.keys() <= ready else "False")
+        condition(status, "MirrorReady", "True" if not mirror or mirror["name"] in ready else "False")
+        good = holds(status, "CandidatesReady") and holds(status, "MirrorReady")
+        condition(status, "ExperimentReady", "True" if good else "False")
+        condition(status, "Ready", "True" if good else "False")
         if good:
             total = sum(candidates.values())
             self.mesh.routes[host] = [(name, 100 * weight / total) for name, weight in candidates.items()]
@@ -168,5 +168,5 @@ class Controller:
     def _say(self, plural: str, one: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         if status != one.get("status", {}):
             where = (GROUP, API_VERSION, self.namespace, plural, one["metadata"]["name"])
-            with _tolerant():
+            with tolerant():
                 self.custom.patch_namespaced_custom_object_status(*where, {"status": status})

@@ -8,30 +8,17 @@ import runpy
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+from subprocess import CompletedProcess as Completed
 from unittest.mock import patch
 
 IMPORTED = ["torch.distributed.fsdp", "deepspeed", "airflow_ml_provider.stages.train.standalone"]
 ENV = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
 
 
-@dataclass(frozen=True)
-class Done:
-    """How ranks have ended.
-
-    Attributes:
-        returncode: 0 when all have ended well.
-        stderr: what they have said.
-    """
-
-    returncode: int
-    stderr: str
-
-
-def run(script: Path, args: Sequence[str], folder: Path, world: int, timeout_s: float = 240) -> Done:
-    """Run a script as so many ranks; their logs are in a folder."""
+def run(script: Path, args: Sequence[str], folder: Path, world: int, timeout_s: float = 240) -> Completed:
+    """Run a script as so many ranks; return the worst exit code, and what all have said, which is in a folder, too."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with patch.dict(os.environ, ENV):
@@ -45,7 +32,8 @@ def run(script: Path, args: Sequence[str], folder: Path, world: int, timeout_s: 
     for rank in ranks:  # one that hangs
         rank.kill()
         rank.join()
-    return Done(max(abs(rank.exitcode or 0) for rank in ranks), "\n".join(log.read_text() for log in logs))
+    said = "\n".join(log.read_text() for log in logs)
+    return Completed([str(script), *args], max(abs(rank.exitcode or 0) for rank in ranks), stderr=said)
 
 
 def _envs(world: int) -> list[dict[str, str]]:
